@@ -1,0 +1,21 @@
+"""Architectures, their specs, and the weights that go into them."""
+
+from billhook.models.checkpoint import load_checkpoint, load_into, weights_hash
+from billhook.models.head import find_head, head_outputs
+from billhook.models.network import Network, build, open_network
+from billhook.models.registry import REGISTRY, canonical, look_alike, parse_spec
+
+__all__ = [
+    "REGISTRY",
+    "Network",
+    "build",
+    "canonical",
+    "find_head",
+    "head_outputs",
+    "load_checkpoint",
+    "load_into",
+    "look_alike",
+    "open_network",
+    "parse_spec",
+    "weights_hash",
+]
