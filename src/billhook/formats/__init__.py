@@ -1,0 +1,70 @@
+"""The packed format: bit packing, safetensors files, hybrid and unstructured layers. numpy only; see docs/format.md."""
+
+from billhook.formats.bitmap import bitmap_mask, decode_bitmap, encode_bitmap
+from billhook.formats.bits import index_width, pack_bits, packed_bytes, unpack_bits
+from billhook.formats.hybrid import (
+    Geometry,
+    HybridLayer,
+    PackedLayerError,
+    decode_hybrid,
+    encode_hybrid,
+    hybrid_columns,
+    hybrid_mask,
+    hybrid_offsets,
+)
+from billhook.formats.safetensors import header_bytes, read_safetensors, write_safetensors
+from billhook.formats.sizes import (
+    PackedSize,
+    bitmap_bits,
+    csr_bits,
+    ellpack_bits,
+    layer_metadata_bits,
+    metadata_bits,
+    packed_size,
+)
+from billhook.formats.state import (
+    BitmapLayer,
+    PackedTensor,
+    PatternInfo,
+    pack_state,
+    packed_tensors,
+    size_report,
+    unpack_patterns,
+    unpack_state,
+)
+
+__all__ = [
+    "BitmapLayer",
+    "Geometry",
+    "HybridLayer",
+    "PackedLayerError",
+    "PackedSize",
+    "PackedTensor",
+    "PatternInfo",
+    "bitmap_bits",
+    "bitmap_mask",
+    "csr_bits",
+    "decode_bitmap",
+    "decode_hybrid",
+    "ellpack_bits",
+    "encode_bitmap",
+    "encode_hybrid",
+    "header_bytes",
+    "hybrid_columns",
+    "hybrid_mask",
+    "hybrid_offsets",
+    "index_width",
+    "layer_metadata_bits",
+    "metadata_bits",
+    "pack_bits",
+    "pack_state",
+    "packed_bytes",
+    "packed_size",
+    "packed_tensors",
+    "read_safetensors",
+    "size_report",
+    "unpack_bits",
+    "unpack_patterns",
+    "unpack_state",
+    "write_safetensors",
+]
