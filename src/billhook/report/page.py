@@ -1,0 +1,93 @@
+"""The page: a run directory in, one HTML file with everything inline out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from billhook.errors import RunError
+from billhook.report import classes, layers, plots, tables
+from billhook.report.read import Run, read_run
+
+NAME = "report.html"
+LONGEST = 20
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted layer name; a long one may break after its dots, so that it is never clipped."""
+    if len(name) <= LONGEST:
+        return Markup('<span class="whole">{}</span>').format(name)
+    return Markup(".<wbr>").join(name.split("."))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("billhook", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _context(run: Run) -> dict[str, Any]:
+    return {
+        "headline": tables.headline(run),
+        "comparison": tables.comparison(run),
+        "has_control": isinstance(run.summary.get("dense_finetuned"), dict),
+        "budgets": tables.budget_table(run),
+        "curves": plots.curves(run.history),
+        "most_rows": tables.MOST_ROWS,
+        "history": tables.history_rows(run),
+        "rounds": tables.mask_rows(run),
+        "unreadable": run.unreadable,
+        "layers": layers.per_layer(run),
+        "classes": classes.per_class(run),
+        "confusion": classes.confusion(run),
+        "masks": layers.pictures(run),
+        "left_dense": tables.left_dense(run),
+        "equivalence": tables.equivalence(run),
+        "phases": [(name, text, plots.bar(share, "control")) for name, text, share in tables.phases(run)],
+        "facts": tables.facts(run),
+        "labels": tables.label_map(run),
+        "recipe": run.recipe,
+        "version": run.summary.get("billhook") or "",
+    }
+
+
+def write_report(directory: str | Path) -> Path:
+    """Writes ``report.html`` into a run directory, from what the directory holds.
+
+    The same directory gives the same bytes. The page loads nothing from anywhere.
+
+    Args:
+        directory: A run directory; ``summary.json`` must be there, every other file may be missing.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: The directory holds no run, or a damaged file.
+        RunError: The page cannot be written.
+    """
+    directory = Path(directory)
+    environment = _environment()
+    run = read_run(directory)
+    # the style sheet is ours: it goes in as it is
+    css = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
+    text = environment.get_template("page.html").render(css=css, **_context(run)) + "\n"
+    page = directory / NAME
+    unfinished = directory / f".{NAME}.{os.getpid()}.tmp"
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        os.replace(unfinished, page)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise RunError(f"{page} cannot be written: {error.strerror}", "make room or check the permissions") from error
+    return page
