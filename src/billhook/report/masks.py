@@ -46,7 +46,9 @@ class MaskPicture:
 def png(rgba: npt.NDArray[np.uint8]) -> str:
     """An image [h, w, 4] as a data URI, at most 256 colours."""
     held = io.BytesIO()
-    colours, index = np.unique(rgba.reshape(-1, 4), axis=0, return_inverse=True)
+    whole = np.ascontiguousarray(rgba).view(np.uint32)[..., 0]
+    values, index = np.unique(whole, return_inverse=True)
+    colours = values.view(np.uint8).reshape(-1, 4)
     if len(colours) <= 256:
         image = Image.fromarray(index.reshape(rgba.shape[:2]).astype(np.uint8), mode="P")
         image.putpalette(colours[:, :3].tobytes())

@@ -10,7 +10,6 @@ from billhook.report import words
 from billhook.report.read import Json, Run, part
 from billhook.report.words import MISSING, NBSP
 
-
 MOST_ROWS = 300
 
 
