@@ -1,0 +1,152 @@
+"""The Python API: what a notebook types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from billhook import artifact
+from billhook.errors import InputError, UsageError
+from billhook.methods import make_config
+from billhook.pipeline import Prepared, Result, execute, prepare
+from billhook.problem import Run
+from billhook.progress import Progress
+from billhook.recipe import Recipe, build_problem, make_recipe
+from billhook.rundir import RunDirectory
+
+
+def prune(
+    model: nn.Module | str,
+    data: Any,
+    *,
+    method: str | BaseModel = "crisp",
+    budget: str | Sequence[str],
+    classes: Sequence[str | int] | None = None,
+    labels: str | Path | None = None,
+    weights: str | Path | None = None,
+    epochs: float = 10.0,
+    seed: int = 0,
+    limit_train: int | None = None,
+    images_per_class: int | None = None,
+    train: dict[str, Any] | None = None,
+    control: str = "run",
+    head: Literal["slice", "full"] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    input_size: int | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Prune a trained network to a budget and prove the result.
+
+    Args:
+        model: Any ``nn.Module`` (it is not modified), a spec, or the directory of an earlier run.
+        data: A path, a spec (``"digits"``), or a pair of PyTorch datasets (train, test).
+        method: A name or a config such as ``billhook.CRISP(nm="2:4", block=16)``.
+        budget: ``"sparsity>=90%"``, or several.
+        classes: Kept classes, by name or index; all by default.
+        labels: JSON file that names every head output.
+        weights: Checkpoint for a spec.
+        epochs: Passes over the training images in all phases together.
+        train: Fields of the training recipe, such as ``{"lr": 0.02}``.
+        control: ``"run"``, ``"none"``, or a run directory whose control is taken.
+        head: ``"slice"`` keeps only the kept classes' outputs (default when ``classes`` is given); ``"full"`` all.
+        out: Run directory; without one nothing is written until ``result.save(DIR)``.
+        resume: Continue an interrupted run in ``out``.
+
+    Returns:
+        The pruned network and its summary.
+
+    Raises:
+        UsageError, InputError: Something asked for does not exist or does not fit.
+        InfeasibleError: The budget is out of reach.
+        RunError: The run failed while working.
+    """
+    content: dict[str, Any] = {
+        "model": model if isinstance(model, str) else f"module:{type(model).__name__}",
+        "weights": None if weights is None else str(weights),
+        "data": {
+            "source": str(data) if isinstance(data, str | Path) else "objects",
+            "classes": None if classes is None else [str(name) for name in classes],
+            "labels": None if labels is None else str(labels),
+            "limit_train": limit_train,
+            "images_per_class": images_per_class,
+            "mean": None if mean is None else tuple(mean),
+            "std": None if std is None else tuple(std),
+            "input_size": input_size,
+        },
+        "method": _method_fields(method),
+        "budget": [budget] if isinstance(budget, str) else list(budget),
+        "train": dict(train or {}) | {"epochs": epochs},
+        "seed": seed,
+        "head": head,
+        "control": control,
+        "device": device,
+        "precision": precision,
+    }
+    recipe = make_recipe(content)
+    module = model if isinstance(model, nn.Module) else None
+    source = None if isinstance(data, str | Path) else data
+    return run_recipe(
+        recipe, out=out, resume=resume, overwrite=overwrite, progress=progress, model=module, source=source
+    )
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    model: nn.Module | None = None,
+    source: Any = None,
+) -> Result:
+    """Carry out a recipe; see :func:`prune`."""
+    progress = progress or Progress()
+    place = RunDirectory(None if out is None else Path(out))
+    place.check(resume=resume, overwrite=overwrite)
+    if resume and place.finished:
+        raise InputError(f"the run in {out} is finished", "there is nothing to resume")
+    prepared, run = look(recipe, model=model, source=source)
+    # Only now, with everything opened, checked and feasible, is anything written.
+    place.claim(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    return execute(prepared, run, place, progress)
+
+
+def look(
+    recipe: Recipe, *, model: nn.Module | None = None, source: Any = None, timed: bool = True
+) -> tuple[Prepared, Run]:
+    """Open, plan and check a recipe; nothing is trained and nothing written (``--dry-run``)."""
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    problem, config = build_problem(recipe, model, source)
+    run = Run(recipe.device, recipe.precision, recipe.control, recipe.as_yaml())
+    return prepare(problem, config, run, timed=timed), run
+
+
+def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
+    """Rebuild the network of a run directory; see :func:`billhook.artifact.load`."""
+    return artifact.load(directory, model)
+
+
+def _method_fields(method: str | BaseModel) -> dict[str, Any]:
+    if isinstance(method, str):
+        return {"name": method}
+    if not isinstance(method, BaseModel) or "name" not in type(method).model_fields:
+        raise UsageError(f"method {method!r} is neither a name nor a method's config", "such as billhook.CRISP()")
+    fields = method.model_dump(mode="json")
+    make_config(str(fields["name"]), {key: value for key, value in fields.items() if key != "name"})
+    return fields
+
+
+__all__ = ["Result", "load", "look", "prune", "run_recipe"]

@@ -1,0 +1,304 @@
+"""What a run leaves on disk, and reading it back. No pickle; nothing in it names code to run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import billhook
+from billhook.data import Preprocess
+from billhook.errors import InputError, RunError, UsageError
+from billhook.formats import PatternInfo, header_bytes, pack_state, read_safetensors, unpack_state, write_safetensors
+from billhook.models import Network, load_into, open_network
+from billhook.surgery import slice_head
+
+WEIGHTS = "model.safetensors"
+ARCHITECTURE = "architecture.json"
+SUMMARY = "summary.json"
+RECIPE = "recipe.yaml"
+HISTORY = "history.jsonl"
+REPORT_DATA = "report_data.npz"
+PARTIAL = ".partial"
+FILES = (
+    WEIGHTS,
+    ARCHITECTURE,
+    SUMMARY,
+    RECIPE,
+    HISTORY,
+    REPORT_DATA,
+    "report.html",
+    "packed.safetensors",
+    "model.onnx",
+    "model.pt2",
+)
+"""Everything that billhook writes into a run directory."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a run directory beside the network and its summary.
+
+    Attributes:
+        described: ``architecture.json``, see :func:`architecture`.
+        patterns: How the masked weights are stored.
+        recipe: ``recipe.yaml``.
+        report_data: ``report_data.npz``.
+    """
+
+    described: dict[str, Any]
+    patterns: dict[str, PatternInfo]
+    recipe: str
+    report_data: dict[str, NDArray[Any]]
+
+
+def state_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
+    """The state dictionary as numpy arrays; floats as float32, counters of BatchNorm left out (they carry nothing)."""
+    arrays = {}
+    for name, tensor in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        value = tensor.detach().cpu()
+        arrays[name] = (value.float() if value.is_floating_point() else value).contiguous().numpy()
+    return arrays
+
+
+def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+    """Arrays read from a file as tensors of their own memory."""
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+
+def state_hash(module: nn.Module) -> str:
+    """SHA-256 over names and values of the state dictionary."""
+    digest = hashlib.sha256()
+    for name, array in sorted(state_arrays(module).items()):
+        digest.update(name.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def file_bytes(arrays: Mapping[str, NDArray[Any]], patterns: Mapping[str, PatternInfo]) -> int:
+    """Size of ``model.safetensors`` holding these arrays under these patterns."""
+    tensors, metadata = pack_state(arrays, patterns)
+    return header_bytes(tensors, metadata) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def slice_patterns(patterns: Mapping[str, PatternInfo], head: str, kept: tuple[int, ...]) -> dict[str, PatternInfo]:
+    """The patterns after the head lost its other rows."""
+    name = f"{head}.weight"
+    sliced = dict(patterns)
+    if name in sliced:
+        sliced[name] = replace(sliced[name], mask=sliced[name].mask[list(kept)])
+    return sliced
+
+
+def deliverable(module: nn.Module) -> nn.Module:
+    """The network as it is delivered: on the CPU, fp32, contiguous, in evaluation mode."""
+    return module.to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+
+
+def architecture(
+    network: Network,
+    module: nn.Module,
+    *,
+    head: str,
+    sliced: bool,
+    outputs: tuple[str, ...],
+    kept: tuple[int, ...],
+    preprocess: Preprocess,
+    data: str,
+    patterns: Mapping[str, PatternInfo],
+) -> dict[str, Any]:
+    """The content of ``architecture.json``, less the hash of the weights file."""
+    return {
+        "billhook": billhook.__version__,
+        "format": 1,
+        "spec": network.spec,
+        "builtin": network.builtin,
+        "classes": network.classes,
+        "head": {"layer": head, "sliced": sliced, "kept": list(kept)},
+        "labels": [outputs[index] for index in kept] if sliced else list(outputs),
+        "kept_classes": [outputs[index] for index in kept],
+        "channels": None,
+        "patterns": {
+            name: {"kind": p.kind, "n": p.n, "m": p.m, "block": p.block, "nonzero": int(p.mask.sum())}
+            for name, p in patterns.items()
+        },
+        "preprocess": preprocess.as_dict(),
+        "data": data,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+        "hashes": {"source_weights": network.weights_hash},
+    }
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name and rename.
+
+    Raises:
+        RunError: The disk is full or not writable.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror or error}", "free space, then --resume") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, one document, atomically; NaN becomes null."""
+    write_atomically(path, (json.dumps(_finite(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """One JSON line per epoch, round and mask update."""
+    write_atomically(path, "".join(json.dumps(_finite(line)) + "\n" for line in history).encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """A compressed ``.npz`` without pickled objects."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict(arrays))  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read such a file.
+
+    Raises:
+        InputError: Missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is missing or damaged: {error}") from error
+
+
+def write_model(
+    directory: Path, module: nn.Module, patterns: Mapping[str, PatternInfo], described: dict[str, Any]
+) -> int:
+    """Write ``model.safetensors`` and ``architecture.json``; returns the bytes of the former."""
+    tensors, metadata = pack_state(state_arrays(module), patterns)
+    size = write_safetensors(directory / WEIGHTS, tensors, metadata)
+    described = dict(described)
+    described["hashes"] = dict(described["hashes"]) | {"model": sha256(directory / WEIGHTS)}
+    write_json(directory / ARCHITECTURE, described)
+    return size
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of a run's JSON files.
+
+    Raises:
+        InputError: Missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} holds no finished run: {path.name} is missing", _hint(path.parent)) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: not a JSON object")
+    return content
+
+
+def is_run(directory: str | Path) -> bool:
+    """Whether a directory holds a finished network."""
+    return (Path(directory) / ARCHITECTURE).is_file()
+
+
+def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
+    """Rebuild the network of a run; its output is bit-equal to the one saved.
+
+    Args:
+        directory: A run directory.
+        model: For a run of your own code: the dense network (or its spec) to rebuild from. Not needed for built-in,
+            ``torchvision:`` and ``timm:`` specs.
+
+    Returns:
+        An ordinary ``nn.Module`` in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: No run, a damaged one, or weights that do not fit.
+        UsageError: The run is of the user's own code and ``model`` is missing.
+    """
+    return load_network(directory, model)[0].module
+
+
+def load_network(
+    directory: str | Path, model: nn.Module | str | None = None
+) -> tuple[Network, dict[str, Any], Preprocess]:
+    """Like :func:`load`, with what the artifact says about the network and how to feed it."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"there is no directory {directory}")
+    described = read_json(directory / ARCHITECTURE)
+    try:
+        spec, classes = str(described["spec"]), int(described["classes"])
+        head, preprocess = described["head"], Preprocess.from_dict(described["preprocess"])
+        layer, kept, sliced = str(head["layer"]), [int(i) for i in head["kept"]], bool(head["sliced"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{directory / ARCHITECTURE} is damaged: {error!r}") from error
+    if model is None and not described.get("builtin"):
+        raise UsageError(
+            f"{directory} holds a network of your own code ({spec})", "name it again: --model SPEC, or model= in Python"
+        )
+    # A network that was passed in stays as it is.
+    network = open_network(copy.deepcopy(model) if model is not None else spec, classes)
+    module = network.module
+    if sliced:
+        module = slice_head(module, layer, kept)
+    tensors, metadata = read_safetensors(directory / WEIGHTS)
+    load_into(module, as_tensors(unpack_state(tensors, metadata)), str(directory / WEIGHTS))
+    network = replace(network, module=deliverable(module), classes=len(kept) if sliced else classes, initialised=True)
+    return network, described, preprocess
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _hint(directory: Path) -> str:
+    if (directory / PARTIAL).is_dir():
+        return "it was interrupted: run the same command with --resume"
+    return "give the --out directory of a finished run"

@@ -1,0 +1,64 @@
+"""A time estimate before long work: a few real steps on a copy, times what lies ahead."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+from torch import nn
+
+from billhook.problem import Problem
+from billhook.training.distil import distillation_loss
+from billhook.training.optim import make_optimizer
+from billhook.training.precision import Room
+
+
+def step_seconds(problem: Problem, room: Room, distil: bool, repeats: int = 2) -> float:
+    """Seconds of one training step: the fastest of ``repeats`` after one that warms up; nothing is kept of them."""
+    config = problem.train
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    module = copy.deepcopy(problem.network.module).to(room.device, memory_format=layout).train()
+    teacher = copy.deepcopy(module).eval() if distil else None
+    optimizer = make_optimizer(module, config)
+    size = problem.preprocess.input_size
+    count = max(2, min(config.batch_size, len(problem.data.train)) // room.world)
+    images = torch.zeros(count, 3, size, size, device=room.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(count, dtype=torch.int64, device=room.device)
+    best = float("inf")
+    for _ in range(1 + repeats):
+        started = time.perf_counter()
+        with room.autocast():
+            logits = module(images)
+            with torch.no_grad():
+                target = teacher(images) if teacher is not None else None
+        loss = nn.functional.cross_entropy(logits.float(), labels)
+        if target is not None:
+            loss = loss + distillation_loss(logits, target, config.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if room.device.type == "cuda":
+            torch.cuda.synchronize(room.device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def estimate_seconds(problem: Problem, room: Room, steps: int, distil: bool, control: str) -> float:
+    """Seconds of the whole run: training of both sides and a forward pass per epoch over the validation images."""
+    plain = step_seconds(problem, room, distil=False)
+    pruned = step_seconds(problem, room, distil=True) if distil else plain
+    validation = problem.epochs * len(problem.data.val) / problem.train.batch_size / 3
+    total = (steps + validation) * pruned
+    if control == "run":
+        total += (problem.steps + validation) * plain
+    return total
+
+
+def in_words(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,79 @@
+"""The methods: a config, a plan, and one line in the registry each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from billhook.errors import UsageError, nearest
+from billhook.methods.base import Method, Outcome, Plan, Setting
+from billhook.methods.crisp import CRISP, BlockOnly, NMOnly
+from billhook.methods.unstructured import Magnitude, Saliency
+from billhook.methods.weight_sparsity import WeightSparsityPlan
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("crisp", CRISP, WeightSparsityPlan),
+        Method("nm-only", NMOnly, WeightSparsityPlan),
+        Method("block-only", BlockOnly, WeightSparsityPlan),
+        Method("magnitude", Magnitude, WeightSparsityPlan),
+        Method("saliency", Saliency, WeightSparsityPlan),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """Look a method up.
+
+    Raises:
+        UsageError: There is none of that name; the nearest is suggested.
+    """
+    if name not in METHODS:
+        raise UsageError(f"unknown method '{name}'", nearest(name, METHODS))
+    return METHODS[name]
+
+
+def make_config(name: str, fields: dict[str, Any]) -> BaseModel:
+    """A method's config from plain values.
+
+    Raises:
+        UsageError: An unknown field (the nearest is suggested) or a value that does not fit.
+    """
+    config = find_method(name).config
+    unknown = [key for key in fields if key not in config.model_fields]
+    if unknown:
+        raise UsageError(
+            f"the method '{name}' has no setting '{unknown[0]}'",
+            nearest(unknown[0], [f for f in config.model_fields if f != "name"]),
+        )
+    try:
+        return config.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"method '{name}': {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of a validation, on one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+__all__ = [
+    "CRISP",
+    "METHODS",
+    "BlockOnly",
+    "Magnitude",
+    "Method",
+    "NMOnly",
+    "Outcome",
+    "Plan",
+    "Saliency",
+    "Setting",
+    "find_method",
+    "first_problem",
+    "make_config",
+]

@@ -1,0 +1,115 @@
+"""The run that all weight-sparsity methods share: targets → budget → gradual masks → fine-tuning."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from billhook.errors import InputError
+from billhook.formats import PatternInfo, index_width
+from billhook.methods.accounting import Accounting
+from billhook.methods.base import HistoryWriter, Outcome, Setting
+from billhook.methods.crisp import CRISP, HybridChooser
+from billhook.methods.gradual import GradualConfig, GradualMasks, plan_images
+from billhook.methods.targets import Target, find_targets
+from billhook.methods.unstructured import ThresholdChooser
+from billhook.patterns import nm_mask
+from billhook.progress import Progress
+from billhook.training.checkpoint import Journal
+from billhook.training.loop import Task, fit
+
+
+class WeightSparsityPlan:
+    """A feasible weight-sparsity run.
+
+    Raises:
+        InputError: No layer takes the pattern.
+        InfeasibleError: The budget is below what the method must leave.
+        UsageError: A budget that the method cannot move.
+    """
+
+    def __init__(self, setting: Setting, config: GradualConfig) -> None:
+        problem = setting.problem
+        self.setting, self.config = setting, config
+        pattern = config.pattern if isinstance(config, CRISP) else None
+        kept = problem.data.kept if problem.slice_head else None
+        targets, self.left_dense = find_targets(setting.cost, setting.head, kept, pattern)
+        if not targets:
+            reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
+            raise InputError(f"no layer of {problem.network.spec} takes the pattern ({reasons})", "choose another N:M")
+        self.targets = targets
+        density = pattern.nm.density if pattern else 1.0
+        accounting = Accounting(
+            problem.budgets,
+            targets,
+            {t.name: round(t.weights * density) for t in targets},
+            setting.dense,
+            setting.delivered,
+            method=str(getattr(config, "name", "")),
+            bytes_per_weight=4.0 + (index_width(pattern.nm.m) / 8 if pattern else 0.0),
+            start_bytes=lambda: setting.file_bytes(self._start_patterns()),
+            bytes_per_block=lambda t: self._block_bytes(t),
+        )
+        self.chooser: HybridChooser | ThresholdChooser
+        if isinstance(config, CRISP):
+            self.chooser = HybridChooser(targets, config, accounting)
+        else:
+            self.chooser = ThresholdChooser(targets, accounting)
+        floor = self.chooser.floor()
+        accounting.check(floor, self.chooser.limit)
+        self.feasible = accounting.feasibility(floor)
+        self.notes = self.chooser.notes()
+        images, self.steps = plan_images(config, problem)
+        self.distil = problem.train.distil if problem.train.distil is not None else config.distil
+        passes = config.rounds if config.saliency == "frozen" else 1
+        if config.score == "saliency" and images < min(config.saliency_images, len(problem.data.train)):
+            self.notes.append(f"saliency uses {images} images per pass ({passes} passes), a fifth of the run's images")
+
+    def run(
+        self, module: nn.Module, teacher: nn.Module | None, journal: Journal, progress: Progress, on_history: HistoryWriter
+    ) -> Outcome:
+        """Prune and fine-tune ``module`` in place; continues from the journal."""
+        problem, room = self.setting.problem, self.setting.room
+        plugin = GradualMasks(module, self.targets, self.config, self.chooser, problem, room)
+        task = Task(
+            module=module,
+            train=problem.data.train,
+            validation=problem.data.val,
+            kept=problem.data.kept,
+            preprocess=problem.preprocess,
+            config=problem.train,
+            steps=self.steps,
+            seed=problem.seed,
+            phase="prune",
+            teacher=teacher,
+            plugin=plugin,
+            journal=journal,
+            progress=progress,
+            on_history=on_history,
+        )
+        history = fit(task, room)
+        plugin.deliver()
+        masks = dict(plugin.masked.masks)
+        return Outcome(task.module, masks, self.chooser.patterns(masks), history)
+
+    def _start_patterns(self) -> dict[str, PatternInfo]:
+        """Patterns of the starting point, with any valid mask: its file has the size that the budget starts from."""
+        state = self.setting.problem.network.module.state_dict()
+        patterns = {}
+        for target in self.targets:
+            weight = state[target.parameter]
+            if isinstance(self.config, CRISP):
+                nm = self.config.pattern.nm
+                mask = target.full_mask(nm_mask(target.matrix(weight).abs(), nm))
+                info = PatternInfo("hybrid", nm.n, nm.m, self.config.pattern.block, mask.cpu().numpy())
+            else:
+                info = PatternInfo("unstructured", 1, 1, 0, np.ones(tuple(weight.shape), dtype=bool))
+            patterns[target.parameter] = info
+        return patterns
+
+    def _block_bytes(self, target: Target) -> float:
+        if not isinstance(self.chooser, HybridChooser):
+            return 0.0
+        return index_width(self.chooser.grids[target.name].columns) / 8
+
+

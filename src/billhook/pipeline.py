@@ -1,0 +1,186 @@
+"""The story of one run: problem → baseline → control → method → head slicing → artifact → proof."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+import billhook
+from billhook import artifact
+from billhook.control import Control, dense_finetuned
+from billhook.cost import Cost, count
+from billhook.environment import describe_environment, peak_rss_bytes
+from billhook.estimate import estimate_seconds, in_words
+from billhook.formats import PatternInfo
+from billhook.methods import METHODS, Outcome, Plan, Setting
+from billhook.models import find_head
+from billhook.problem import Problem, Run
+from billhook.progress import Progress
+from billhook.proof import Proof, prove
+from billhook.rundir import RunDirectory
+from billhook.surgery import slice_head
+from billhook.training.checkpoint import Journal
+from billhook.training.precision import Room
+
+
+@dataclass
+class Result:
+    """What a run ends in.
+
+    Attributes:
+        model: The delivered network: fp32, on the CPU, in evaluation mode.
+        summary: The content of ``summary.json``.
+        history: One line per epoch, round and mask update.
+        files: What :meth:`save` writes.
+    """
+
+    model: nn.Module
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    files: artifact.Contents = field(repr=False)
+
+    def save(self, directory: str | Path, overwrite: bool = False) -> Path:
+        """Write the run directory: weights, architecture, summary, recipe, history and report.
+
+        Raises:
+            InputError: The directory holds another run and ``overwrite`` is off.
+        """
+        place = RunDirectory(Path(directory))
+        place.claim(overwrite=overwrite)
+        return place.finish(self.model, self.files, self.summary, self.history)
+
+    @property
+    def met(self) -> bool:
+        """Whether every budget is met."""
+        return all(entry["met"] for entry in self.summary["budget"])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A problem that was looked at and found feasible."""
+
+    setting: Setting
+    plan: Plan
+    config: BaseModel
+    seconds: float
+
+
+def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True) -> Prepared:
+    """Count, plan, check feasibility, estimate the time; nothing is trained and nothing written.
+
+    Raises:
+        UsageError: A budget that the method cannot move.
+        InputError: No layer takes the pattern.
+        InfeasibleError: The budget is out of reach.
+    """
+    room = Room(run.device, run.precision)
+    network, kept = problem.network, problem.data.kept
+    head = find_head(network.module)
+    size = problem.preprocess.input_size
+    cost = count(network.module, size)
+    small = slice_head(network.module, head, kept) if problem.slice_head else network.module
+    delivered = count(small, size) if problem.slice_head else cost
+
+    def file_bytes(patterns: dict[str, PatternInfo]) -> int:
+        stored = artifact.slice_patterns(patterns, head, kept) if problem.slice_head else patterns
+        return artifact.file_bytes(artifact.state_arrays(small), stored)
+
+    dense = totals(cost) | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
+    setting = Setting(problem, head, cost, delivered, dense, file_bytes, room)
+    plan = METHODS[str(config.name)].plan(setting, config)  # type: ignore[attr-defined]
+    seconds = estimate_seconds(problem, room, plan.steps, plan.distil, run.control) if timed else 0.0
+    return Prepared(setting, plan, config, seconds)
+
+
+def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progress) -> Result:
+    """Carry a prepared run out; it continues from what ``place`` holds.
+
+    Raises:
+        RunError: Non-finite loss, full disk. What was finished is kept.
+        Interrupted: SIGINT or SIGTERM.
+    """
+    setting, plan = prepared.setting, prepared.plan
+    problem, room = setting.problem, setting.room
+    journal = Journal(place.partial, writes=room.is_main)
+    clock = {"started": time.perf_counter()}
+    for note in plan.notes:
+        progress.say(f"note: {note}")
+    progress.say(f"about {in_words(prepared.seconds)} of work")
+
+    control = dense_finetuned(setting, run, journal, progress)
+    clock["control"] = time.perf_counter()
+
+    dense = problem.network.module
+    module = copy.deepcopy(dense)
+    teacher = copy.deepcopy(dense) if plan.distil else None
+    outcome = plan.run(module, teacher, journal, progress, place.history_writer(control.history))
+    clock["prune"] = time.perf_counter()
+
+    masked = artifact.deliverable(outcome.module)
+    small = slice_head(masked, setting.head, problem.data.kept) if problem.slice_head else masked
+    patterns = outcome.patterns
+    if problem.slice_head:
+        patterns = artifact.slice_patterns(patterns, setting.head, problem.data.kept)
+    proof = prove(setting, masked, small, patterns, control)
+    clock["evaluate"] = time.perf_counter()
+
+    summary = summarise(prepared, outcome, proof, control, clock)
+    files = artifact.Contents(
+        described=proof.described,
+        patterns=patterns,
+        recipe=run.recipe_yaml,
+        report_data=proof.report_data,
+    )
+    result = Result(proof.delivered, summary, control.history + outcome.history, files)
+    if place.directory is not None and room.is_main:
+        place.finish(result.model, files, summary, result.history)
+    return result
+
+
+def totals(cost: Cost) -> dict[str, Any]:
+    """The keys of a cost that ``summary.json`` reports."""
+    keys = ("params", "nonzero", "macs", "effective_macs", "channels", "volume")
+    return {key: int(getattr(cost, key)) for key in keys}
+
+
+def summarise(
+    prepared: Prepared, outcome: Outcome, proof: Proof, control: Control, clock: dict[str, float]
+) -> dict[str, Any]:
+    """The content of ``summary.json`` (CONTRACT)."""
+    setting, problem = prepared.setting, prepared.setting.problem
+    pruned_seconds = clock["prune"] - clock["control"]
+    share = float(getattr(prepared.config, "share", 0.0))
+    dense = {"top1_full": proof.dense.top1_full, "top1_kept": proof.dense.top1_kept} | setting.dense
+    return {
+        "billhook": billhook.__version__,
+        "method": prepared.config.name,  # type: ignore[attr-defined]
+        "seed": problem.seed,
+        "model": problem.network.spec,
+        "data": problem.data.name,
+        "classes": list(problem.data.kept_names),
+        "epochs": problem.epochs,
+        "budget": [budget.report(setting.dense, proof.pruned) for budget in problem.budgets],
+        "dense": dense,
+        "dense_finetuned": control.summary(proof.control),
+        "pruned": proof.pruned,
+        "equivalence": proof.equivalence,
+        "layers_left_dense": prepared.plan.left_dense,
+        "images": {"train": len(problem.data.train), "val": len(problem.data.val), "test": len(problem.data.test)},
+        "notes": prepared.plan.notes,
+        "seconds": {
+            "baseline": proof.seconds_dense,
+            "control": control.seconds,
+            "prune": share * pruned_seconds,
+            "fine_tune": (1 - share) * pruned_seconds,
+            "total": control.seconds + clock["evaluate"] - clock["control"],
+        },
+        "peak_rss_bytes": peak_rss_bytes(),
+        "environment": describe_environment() | {"precision": setting.room.precision, "threads": torch.get_num_threads()},
+    }

@@ -1,0 +1,63 @@
+"""What a run is asked to do: the nouns that travel from the command line to the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from billhook.cost.budget import Budget
+from billhook.data import Data, Preprocess
+from billhook.models import Network
+from billhook.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One pruning problem.
+
+    Attributes:
+        network: The trained network and its spec.
+        data: Images of the kept classes, split.
+        preprocess: Transforms.
+        budgets: What the delivered network must meet.
+        train: Recipe of every training phase.
+        epochs: Passes over the training images in all phases together; the control gets the same.
+        seed: Of everything random.
+        slice_head: Deliver only the kept classes' outputs.
+    """
+
+    network: Network
+    data: Data
+    preprocess: Preprocess
+    budgets: tuple[Budget, ...]
+    train: TrainConfig = field(default_factory=TrainConfig)
+    epochs: float = 10.0
+    seed: int = 0
+    slice_head: bool = False
+
+    @property
+    def images(self) -> int:
+        """Training images that all phases together may use, each pass counted."""
+        return round(self.epochs * len(self.data.train))
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that ``epochs`` pays for."""
+        return max(1, round(self.epochs * self.data.train.steps(self.train.batch_size)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run is carried out; nothing here changes what is asked.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        control: ``run``, ``none``, or the directory of a run whose control is taken.
+        recipe_yaml: The recipe as the user can run it again.
+    """
+
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    control: str = "run"
+    recipe_yaml: str = ""

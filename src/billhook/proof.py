@@ -1,0 +1,207 @@
+"""The proof of a run: the delivered network, read back from disk bytes, measured beside the dense one and the control.
+
+Test images are read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from billhook import artifact
+from billhook.control import Control, control_key
+from billhook.cost import Cost, count
+from billhook.formats import PatternInfo
+from billhook.methods import Setting
+from billhook.patterns import to_matrix
+from billhook.training.evaluate import Evaluation, evaluate
+
+EQUIVALENCE_IMAGES = 256
+"""Test images on which the masked and the delivered network are compared, output by output."""
+
+PICTURED = 4
+"""Masks that the report shows."""
+
+
+@dataclass
+class Proof:
+    """Measured results.
+
+    Attributes:
+        dense: The network as it came.
+        control: The dense network fine-tuned; None without a control.
+        delivered: The network read back from its file.
+        pruned: The entry ``pruned`` of ``summary.json``, with ``zeros``.
+        equivalence: Masked against delivered.
+        described: ``architecture.json``.
+        report_data: ``report_data.npz``.
+        seconds_dense: Time of the dense evaluation.
+    """
+
+    dense: Evaluation
+    control: Evaluation | None
+    delivered: nn.Module
+    pruned: dict[str, Any]
+    equivalence: dict[str, float]
+    described: dict[str, Any]
+    report_data: dict[str, NDArray[Any]]
+    seconds_dense: float
+
+
+def prove(
+    setting: Setting, masked: nn.Module, small: nn.Module, patterns: dict[str, PatternInfo], control: Control
+) -> Proof:
+    """Measure everything once.
+
+    Args:
+        setting: The run's setting.
+        masked: The last masked network with the full head.
+        small: The network to deliver.
+        patterns: How its masked weights are stored.
+        control: The dense fine-tuned network.
+    """
+    problem, room = setting.problem, setting.room
+    data, preprocess = problem.data, problem.preprocess
+
+    def measure(module: nn.Module, sliced: bool = False) -> Evaluation:
+        fast = module.to(room.device, memory_format=torch.channels_last)
+        result = evaluate(fast, data.test, preprocess, data.kept, room, sliced=sliced)
+        artifact.deliverable(module)
+        return result
+
+    started = time.perf_counter()
+    dense = measure(problem.network.module)
+    seconds_dense = time.perf_counter() - started
+    tuned = control.evaluation
+    if control.module is not None:
+        tuned = measure(control.module)
+
+    described = artifact.architecture(
+        problem.network,
+        small,
+        head=setting.head,
+        sliced=problem.slice_head,
+        outputs=data.outputs,
+        kept=data.kept,
+        preprocess=preprocess,
+        data=data.name,
+        patterns=patterns,
+    )
+    described["hashes"]["control"] = control_key(setting) if tuned is not None else None
+    with tempfile.TemporaryDirectory() as folder:
+        size = artifact.write_model(Path(folder), small, patterns, described)
+        own = None if problem.network.builtin else problem.network.module
+        delivered = artifact.load(folder, own)
+    final = measure(delivered, sliced=problem.slice_head)
+    full = final.top1_full if not problem.slice_head else measure(masked).top1_full
+
+    cost = count(delivered, preprocess.input_size)
+    zeros = cost.params - cost.nonzero
+    pruned = {
+        "top1_full": full,
+        "top1_kept": final.top1_kept,
+        "params": cost.params,
+        "nonzero": cost.nonzero,
+        "macs": cost.macs,
+        "effective_macs": cost.effective_macs,
+        "channels": cost.channels,
+        "volume": cost.volume,
+        "bytes": size,
+        "sparsity": zeros / setting.delivered.params,
+        "sparsity_without_dense_layers": _masked_sparsity(patterns),
+        "zeros": zeros,
+        "bytes_packed": None,
+        "latency_ms": None,
+    }
+    return Proof(
+        dense=dense,
+        control=tuned,
+        delivered=delivered,
+        pruned=pruned,
+        equivalence=_equivalence(setting, masked, delivered),
+        described=described,
+        report_data=_report_data(setting, dense, tuned, final, cost, patterns),
+        seconds_dense=seconds_dense,
+    )
+
+
+@torch.no_grad()
+def _equivalence(setting: Setting, masked: nn.Module, delivered: nn.Module) -> dict[str, float]:
+    """Largest difference of any output, and the largest output, on test images in fp32."""
+    data = setting.problem.data
+    index = list(data.kept) if setting.problem.slice_head else list(range(setting.problem.network.classes))
+    images = data.test.subset(torch.arange(min(EQUIVALENCE_IMAGES, len(data.test))))
+    difference = scale = 0.0
+    for batch in images.batches(64, setting.problem.preprocess):
+        before = masked.eval()(batch.images)[:, index]
+        after = delivered.eval()(batch.images)
+        difference = max(difference, float((before - after).abs().max()))
+        scale = max(scale, float(before.abs().max()))
+    return {"max_abs_difference": difference, "scale": scale}
+
+
+def _masked_sparsity(patterns: dict[str, PatternInfo]) -> float:
+    """Sparsity of the layers that take the pattern, those left dense not counted."""
+    total = sum(p.mask.size for p in patterns.values())
+    return 1 - sum(int(p.mask.sum()) for p in patterns.values()) / max(1, total)
+
+
+def _report_data(
+    setting: Setting,
+    dense: Evaluation,
+    control: Evaluation | None,
+    pruned: Evaluation,
+    cost: Cost,
+    patterns: dict[str, PatternInfo],
+) -> dict[str, NDArray[Any]]:
+    layers = [layer for layer in cost.layers if layer.macs]
+    data: dict[str, NDArray[Any]] = {
+        "class_names": np.array(setting.problem.data.kept_names),
+        "per_class_dense": dense.per_class,
+        "per_class_pruned": pruned.per_class,
+        "confusion_dense": dense.confusion,
+        "confusion_pruned": pruned.confusion,
+        "layer_names": np.array([layer.name for layer in layers]),
+        "layer_weights": np.array([layer.params for layer in layers]),
+        "layer_nonzero": np.array([layer.nonzero for layer in layers]),
+        "layer_macs": np.array([layer.macs for layer in layers]),
+        "layer_effective_macs": np.array([layer.effective_macs for layer in layers]),
+    }
+    if control is not None:
+        data["per_class_control"] = control.per_class
+        data["confusion_control"] = control.confusion
+    for name in _pictured(patterns):
+        info = patterns[name]
+        view = to_matrix(torch.from_numpy(np.ascontiguousarray(info.mask)))
+        outputs, taps, inputs = view.shape
+        layer = name.removesuffix(".weight")
+        data[f"mask/{layer}"] = view.reshape(outputs, -1).numpy().astype(np.uint8)
+        data[f"mask_meta/{layer}"] = np.array([taps, inputs, info.block, info.n, info.m, _kept_blocks(info, view)])
+    return data
+
+
+def _pictured(patterns: dict[str, PatternInfo]) -> list[str]:
+    """A few layers spread over the depth of the network."""
+    names = list(patterns)
+    if len(names) <= PICTURED:
+        return names
+    return [names[round(i * (len(names) - 1) / (PICTURED - 1))] for i in range(PICTURED)]
+
+
+def _kept_blocks(info: PatternInfo, view: torch.Tensor) -> int:
+    """Block columns that every block row keeps."""
+    outputs, taps, inputs = view.shape
+    if not info.block:
+        return taps
+    first = view[: info.block].any(dim=0)
+    pad = -inputs % info.block
+    blocks = torch.nn.functional.pad(first, (0, pad)).reshape(taps, -1, info.block)
+    return int(blocks.any(dim=2).sum())

@@ -1,0 +1,41 @@
+"""What a training run may be asked: one frozen config, and presets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainConfig(BaseModel):
+    """The recipe of one training loop.
+
+    Rates are per step; ``warmup`` is in epochs; ``ema`` is the decay per step of the weight average (off when null).
+    ``distil`` null leaves the choice to the method (the control and ``billhook train`` then use none).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.02, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0)
+    batch_size: int = Field(64, ge=2)
+    warmup: float = Field(0.5, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    clip: float | None = Field(None, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+    distil: bool | None = None
+    temperature: float = Field(2.0, gt=0)
+    distil_weight: float = Field(0.7, ge=0, le=1)
+    channels_last: bool = True
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "finetune": {},
+    "cifar": {"lr": 0.1, "batch_size": 128, "warmup": 1.0},
+    "imagenet": {"lr": 0.1, "batch_size": 256, "warmup": 5.0, "weight_decay": 1e-4, "label_smoothing": 0.1},
+}
+"""``finetune`` is what pruning uses; the other two train from random weights."""

@@ -1,0 +1,35 @@
+"""Optimisers and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from billhook.training.config import TrainConfig
+
+
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over every parameter; biases and normalisation scales (1-D) get no weight decay."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int, steps_per_epoch: int) -> float:
+    """Cosine to zero (or constant) over ``steps``, after a linear warm-up of at most a tenth of them."""
+    warmup = min(round(config.warmup * steps_per_epoch), steps // 10)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(1, steps - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))

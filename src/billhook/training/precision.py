@@ -1,0 +1,74 @@
+"""Where the training runs and in what precision: one place that talks to Accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@functools.cache
+def cpu_has_fast_bf16() -> bool:
+    """Whether bf16 convolutions run natively (AVX-512 BF16 or AMX); emulated bf16 is slower than fp32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """``auto`` is bf16 autocast where the device has it, fp32 otherwise."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
+
+
+class Room:
+    """The device, the precision and the processes of one run.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...
+        precision: ``auto``, ``fp32`` or ``bf16`` (autocast).
+    """
+
+    def __init__(self, device: str = "auto", precision: Precision = "auto") -> None:
+        wants_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        # Accelerate keeps one state per process; a second run in a notebook may want another device.
+        if AcceleratorState._shared_state and bool(AcceleratorState().device.type == "cpu") != wants_cpu:
+            AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(cpu=wants_cpu, mixed_precision="no")
+        self.device = self.accelerator.device if device in ("auto", "cpu") else torch.device(device)
+        self.precision = resolve_precision(precision, self.device)
+
+    @property
+    def rank(self) -> int:
+        """Index of this process."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def autocast(self, enabled: bool = True) -> contextlib.AbstractContextManager[object]:
+        """bf16 autocast when the run is in bf16."""
+        if enabled and self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes, the same result on each."""
+        if self.world == 1:
+            return value
+        summed: torch.Tensor = self.accelerator.reduce(value, reduction="sum")
+        return summed
