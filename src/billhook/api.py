@@ -11,13 +11,17 @@ from pydantic import BaseModel
 from torch import nn
 
 from billhook import artifact
-from billhook.errors import InputError, UsageError
+from billhook.data import open_source, read_image
+from billhook.errors import InputError, UsageError, nearest
 from billhook.methods import make_config
+from billhook.models import open_network
 from billhook.pipeline import Prepared, Result, execute, prepare
 from billhook.problem import Run
 from billhook.progress import Progress
-from billhook.recipe import Recipe, build_problem, make_recipe
+from billhook.recipe import DataRecipe, Recipe, build_problem, make_recipe, open_data
 from billhook.rundir import RunDirectory
+from billhook.training.evaluate import evaluate
+from billhook.training.precision import Room, place
 
 
 def prune(
@@ -132,6 +136,91 @@ def look(
     problem, config = build_problem(recipe, model, source)
     run = Run(recipe.device, recipe.precision, recipe.control, recipe.as_yaml())
     return prepare(problem, config, run, timed=timed), run
+
+
+def measure(
+    model: nn.Module | str,
+    images_of: Any,
+    *,
+    weights: str | Path | None = None,
+    classes: Sequence[str | int] | None = None,
+    labels: str | Path | None = None,
+    model_for: str | None = None,
+    input_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    batch_size: int = 250,
+) -> dict[str, Any]:
+    """Accuracy of a network or of a run on test images; the document of ``billhook evaluate --json``.
+
+    Args:
+        model: A spec, an ``nn.Module``, or a run directory (then labels and preprocessing are the run's own).
+        images_of: Data: a path, a spec, or a pair of PyTorch datasets.
+        model_for: For a run of your own code: the spec to rebuild from.
+
+    Returns:
+        ``{"top1_full", "top1_kept", "per_class", "confusion", "classes", "images"}``; ``top1_full`` is None for a
+        sliced head.
+    """
+    source = open_source(images_of)
+    room = Room(device, precision)
+    recipe = DataRecipe(
+        classes=None if classes is None else tuple(str(c) for c in classes),
+        labels=None if labels is None else str(labels),
+        input_size=input_size,
+        mean=None if mean is None else tuple(mean),
+        std=None if std is None else tuple(std),
+    )
+    sliced = False
+    if isinstance(model, str) and Path(model).is_dir():
+        network, described, preprocess = artifact.load_network(model, model_for)
+        sliced = bool(described["head"]["sliced"])
+        names = described["kept_classes"]
+        recipe = recipe.model_copy(update={"classes": recipe.classes or tuple(names), "labels": None})
+        if sliced:
+            _refuse_strangers(recipe.classes or (), names, model)
+        _, data = open_data(source, network, recipe, 0, labels=described["labels"], preprocess=preprocess, decode=False)
+    else:
+        named = weights is not None or labels is not None or not isinstance(model, str)
+        network = open_network(model, None if named else len(source.classes), weights)
+        preprocess, data = open_data(source, network, recipe, 0, decode=False)
+    images, kept, names = data.test, data.kept, list(data.kept_names)
+    module = place(network.module, room.device)
+    result = evaluate(
+        module, images, preprocess, kept, room, sliced=sliced, batch_size=batch_size, exact=precision == "fp32"
+    )
+    return {
+        "top1_full": result.top1_full,
+        "top1_kept": result.top1_kept,
+        "per_class": dict(zip(names, (float(v) for v in result.per_class), strict=True)),
+        "confusion": result.confusion.tolist(),
+        "classes": names,
+        "images": result.images,
+    }
+
+
+@torch.no_grad()
+def classify(directory: str | Path, images: Sequence[str | Path], model_for: str | None = None) -> list[dict[str, Any]]:
+    """Label and probability of image files; the document of ``billhook predict --json``."""
+    network, described, preprocess = artifact.load_network(directory, model_for)
+    labels = described["labels"]
+    opened = [(str(path), read_image(path)) for path in images]
+    rows: list[dict[str, Any]] = []
+    for path, image in opened:
+        probabilities = network.module(preprocess.one_image(image))[0].softmax(dim=0)
+        best = int(probabilities.argmax())
+        name = labels[best] if isinstance(labels[best], str) else labels[best][1]
+        rows.append({"image": path, "label": name, "probability": float(probabilities[best])})
+    return rows
+
+
+def _refuse_strangers(asked: Sequence[str], names: Sequence[str], model: str) -> None:
+    """A class that a sliced head does not have."""
+    for name in asked:
+        if name not in names and not (name.isdigit() and int(name) < len(names)):
+            raise UsageError(f"the run in {model} does not know the class '{name}'", nearest(name, names))
 
 
 def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:

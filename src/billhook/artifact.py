@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 import billhook
-from billhook.data import Preprocess
+from billhook.data import Data, Preprocess
 from billhook.errors import InputError, RunError, UsageError
 from billhook.formats import PatternInfo, header_bytes, pack_state, read_safetensors, unpack_state, write_safetensors
 from billhook.models import Network, load_into, open_network
 from billhook.surgery import slice_head
+from billhook.training.precision import place
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
@@ -107,7 +108,7 @@ def slice_patterns(patterns: Mapping[str, PatternInfo], head: str, kept: tuple[i
 
 def deliverable(module: nn.Module) -> nn.Module:
     """The network as it is delivered: on the CPU, fp32, contiguous, in evaluation mode."""
-    return module.to("cpu", torch.float32, memory_format=torch.contiguous_format).eval()
+    return place(module.float(), "cpu", channels_last=False).eval()
 
 
 def architecture(
@@ -116,29 +117,28 @@ def architecture(
     *,
     head: str,
     sliced: bool,
-    outputs: tuple[str, ...],
-    kept: tuple[int, ...],
+    data: Data,
     preprocess: Preprocess,
-    data: str,
     patterns: Mapping[str, PatternInfo],
 ) -> dict[str, Any]:
     """The content of ``architecture.json``, less the hash of the weights file."""
+    kept = list(data.kept)
     return {
         "billhook": billhook.__version__,
         "format": 1,
         "spec": network.spec,
         "builtin": network.builtin,
         "classes": network.classes,
-        "head": {"layer": head, "sliced": sliced, "kept": list(kept)},
-        "labels": [outputs[index] for index in kept] if sliced else list(outputs),
-        "kept_classes": [outputs[index] for index in kept],
+        "head": {"layer": head, "sliced": sliced, "kept": kept},
+        "labels": data.label_entries(kept if sliced else None),
+        "kept_classes": list(data.kept_names),
         "channels": None,
         "patterns": {
             name: {"kind": p.kind, "n": p.n, "m": p.m, "block": p.block, "nonzero": int(p.mask.sum())}
             for name, p in patterns.items()
         },
         "preprocess": preprocess.as_dict(),
-        "data": data,
+        "data": data.name,
         "parameters": sum(p.numel() for p in module.parameters()),
         "versions": {
             "python": sys.version.split()[0],

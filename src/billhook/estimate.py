@@ -11,14 +11,13 @@ from torch import nn
 from billhook.problem import Problem
 from billhook.training.distil import distillation_loss
 from billhook.training.optim import make_optimizer
-from billhook.training.precision import Room
+from billhook.training.precision import Room, place
 
 
 def step_seconds(problem: Problem, room: Room, distil: bool, repeats: int = 2) -> float:
     """Seconds of one training step: the fastest of ``repeats`` after one that warms up; nothing is kept of them."""
     config = problem.train
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    module = copy.deepcopy(problem.network.module).to(room.device, memory_format=layout).train()
+    module = place(copy.deepcopy(problem.network.module), room.device, config.channels_last).train()
     teacher = copy.deepcopy(module).eval() if distil else None
     optimizer = make_optimizer(module, config)
     size = problem.preprocess.input_size
@@ -36,7 +35,7 @@ def step_seconds(problem: Problem, room: Room, distil: bool, repeats: int = 2) -
         if target is not None:
             loss = loss + distillation_loss(logits, target, config.temperature)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        room.accelerator.backward(loss)
         optimizer.step()
         if room.device.type == "cuda":
             torch.cuda.synchronize(room.device)

@@ -182,5 +182,6 @@ def summarise(
             "total": control.seconds + clock["evaluate"] - clock["control"],
         },
         "peak_rss_bytes": peak_rss_bytes(),
-        "environment": describe_environment() | {"precision": setting.room.precision, "threads": torch.get_num_threads()},
+        "environment": describe_environment()
+        | {"precision": setting.room.precision, "threads": torch.get_num_threads()},
     }

@@ -23,6 +23,7 @@ from billhook.formats import PatternInfo
 from billhook.methods import Setting
 from billhook.patterns import to_matrix
 from billhook.training.evaluate import Evaluation, evaluate
+from billhook.training.precision import place
 
 EQUIVALENCE_IMAGES = 256
 """Test images on which the masked and the delivered network are compared, output by output."""
@@ -72,8 +73,7 @@ def prove(
     data, preprocess = problem.data, problem.preprocess
 
     def measure(module: nn.Module, sliced: bool = False) -> Evaluation:
-        fast = module.to(room.device, memory_format=torch.channels_last)
-        result = evaluate(fast, data.test, preprocess, data.kept, room, sliced=sliced)
+        result = evaluate(place(module, room.device), data.test, preprocess, data.kept, room, sliced=sliced)
         artifact.deliverable(module)
         return result
 
@@ -89,10 +89,8 @@ def prove(
         small,
         head=setting.head,
         sliced=problem.slice_head,
-        outputs=data.outputs,
-        kept=data.kept,
+        data=data,
         preprocess=preprocess,
-        data=data.name,
         patterns=patterns,
     )
     described["hashes"]["control"] = control_key(setting) if tuned is not None else None
@@ -198,7 +196,7 @@ def _pictured(patterns: dict[str, PatternInfo]) -> list[str]:
 
 def _kept_blocks(info: PatternInfo, view: torch.Tensor) -> int:
     """Block columns that every block row keeps."""
-    outputs, taps, inputs = view.shape
+    _, taps, inputs = view.shape
     if not info.block:
         return taps
     first = view[: info.block].any(dim=0)

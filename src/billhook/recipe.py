@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from billhook import artifact
 from billhook.cost.budget import parse_budgets
 from billhook.data import Data, Preprocess, Source, open_source, select
 from billhook.errors import InputError, UsageError, nearest
@@ -125,10 +127,10 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: Unknown keys (the nearest is suggested), missing ones, values that do not fit.
     """
-    _refuse_unknown(content, Recipe.model_fields, "recipe key")
+    refuse_unknown(content, Recipe.model_fields, "recipe key")
     for part, model in (("data", DataRecipe), ("train", TrainRecipe)):
         if isinstance(content.get(part), Mapping):
-            _refuse_unknown(content[part], model.model_fields, f"setting {part}.")
+            refuse_unknown(content[part], model.model_fields, f"setting {part}.")
     for key, flag in (("model", "a model"), ("data", "--data"), ("method", "--method"), ("budget", "--budget")):
         if not content.get(key):
             raise UsageError(f"nothing given for {flag}", f"the recipe key '{key}', or {flag} on the command line")
@@ -141,8 +143,23 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def apply_settings(content: dict[str, Any], settings: Sequence[str]) -> None:
+def refuse_unknown(content: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    """Raise for the first key that is not known.
+
+    Raises:
+        UsageError: The nearest known key is suggested.
+    """
+    names = list(known)
+    for key in content:
+        if key not in names:
+            space = "" if what.endswith(".") else " "
+            raise UsageError(f"unknown {what}{space}{key}", nearest(str(key), names))
+
+
+def apply_settings(content: dict[str, Any], settings: Sequence[str], *, method: bool = True) -> None:
     """Put ``key=value`` texts into a recipe's content: ``train.``, ``data.``, or a field of the method.
+
+    Without a method (``billhook train``) a bare key is one of ``train.``.
 
     Raises:
         UsageError: Not of that form.
@@ -152,9 +169,10 @@ def apply_settings(content: dict[str, Any], settings: Sequence[str]) -> None:
         if not sign or not key.strip():
             raise UsageError(f"--set {text} is not of the form key=value", "such as --set nm=2:4")
         part, dot, field = key.strip().partition(".")
-        if dot and part not in ("train", "data", "method"):
-            raise UsageError(f"--set {key}: unknown part '{part}'", nearest(part, ("train", "data", "method")))
-        section, field = (part, field) if dot else ("method", part)
+        parts = ("train", "data", "method") if method else ("train", "data")
+        if dot and part not in parts:
+            raise UsageError(f"--set {key}: unknown part '{part}'", nearest(part, parts))
+        section, field = (part, field) if dot else ("method" if method else "train", part)
         target = content.get(section)
         if not isinstance(target, dict):
             target = {"name" if section == "method" else "source": target} if target else {}
@@ -191,9 +209,8 @@ def build_problem(recipe: Recipe, model: Any = None, source: Any = None) -> tupl
     config = recipe.method_config()
     budgets = parse_budgets(recipe.budget)
     opened = open_source(source if source is not None else recipe.data.source)
-    classes = None if recipe.weights is not None or recipe.data.labels is not None else len(opened.classes)
-    network = open_network(model if model is not None else recipe.model, classes, recipe.weights, seed=recipe.seed)
-    preprocess, data = open_data(opened, network, recipe.data, recipe.seed)
+    network, preprocess, labels = _open_model(recipe, opened, model)
+    preprocess, data = open_data(opened, network, recipe.data, recipe.seed, labels=labels, preprocess=preprocess)
     head = recipe.head or ("slice" if data.subset else "full")
     train = recipe.train.config()
     problem = Problem(
@@ -209,21 +226,50 @@ def build_problem(recipe: Recipe, model: Any = None, source: Any = None) -> tupl
     return problem, config
 
 
-def open_data(source: Source, network: Network, recipe: DataRecipe, seed: int) -> tuple[Preprocess, Data]:
-    """The images of a recipe, prepared for a network."""
+def _open_model(recipe: Recipe, source: Source, model: Any) -> tuple[Network, Preprocess | None, list[Any] | None]:
+    """The network; of a run directory also how its images are prepared and what its outputs are called."""
+    if model is not None:
+        # Nothing that was passed in is modified.
+        return open_network(copy.deepcopy(model), None, recipe.weights, seed=recipe.seed), None, None
+    if Path(recipe.model).is_dir():
+        network, described, preprocess = artifact.load_network(recipe.model)
+        return network, preprocess, described["labels"]
+    named = recipe.weights is not None or recipe.data.labels is not None
+    network = open_network(recipe.model, None if named else len(source.classes), recipe.weights, seed=recipe.seed)
+    return network, None, None
+
+
+def open_data(
+    source: Source,
+    network: Network,
+    recipe: DataRecipe,
+    seed: int,
+    *,
+    labels: Sequence[Any] | None = None,
+    preprocess: Preprocess | None = None,
+    decode: bool = True,
+) -> tuple[Preprocess, Data]:
+    """The images of a recipe, prepared for a network.
+
+    Args:
+        labels: What a run calls its outputs; the recipe's own label file goes first.
+        preprocess: A run's own; the recipe's own sizes and normalisation go first.
+        decode: Decode all images now instead of on first use.
+    """
     size = recipe.input_size
     if size is None and network.builtin and source.pixels != "float":
         size = network.input_size
-    preprocess = Preprocess.for_source(source, size, recipe.mean or network.mean, recipe.std or network.std)
+    if preprocess is None or recipe.input_size or recipe.mean or recipe.std:
+        preprocess = Preprocess.for_source(source, size, recipe.mean or network.mean, recipe.std or network.std)
     data = select(
         source,
         outputs=network.classes,
-        labels=recipe.labels,
+        labels=recipe.labels or labels,
         classes=list(recipe.classes) if recipe.classes is not None else None,
         limit_train=recipe.limit_train,
         images_per_class=recipe.images_per_class,
         seed=seed,
-        preprocess=preprocess,
+        preprocess=preprocess if decode else None,
     )
     return preprocess, data
 

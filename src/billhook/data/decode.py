@@ -119,9 +119,9 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
 
 
 def fit(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """The evaluation geometry: short side to ``resize`` (bilinear, antialiased), centre crop of ``size`` squared.
+    """The evaluation geometry: short side to ``resize`` (bicubic, antialiased), centre crop of ``size`` squared.
 
-    Equal to torchvision's ``Resize(resize)`` + ``CenterCrop(size)`` on PIL images.
+    Equal to torchvision's ``Resize(resize, BICUBIC)`` + ``CenterCrop(size)`` on PIL images.
     """
     image = _resize_short(image, resize)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
@@ -149,7 +149,7 @@ def _resize_short(image: Image.Image, short_side: int) -> Image.Image:
     if short == short_side:
         return image
     size = (int(short_side * width / short), int(short_side * height / short))
-    return image.resize(size, Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _reason(error: Exception) -> str:

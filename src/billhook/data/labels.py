@@ -11,6 +11,8 @@ from typing import Any
 from billhook.data.source import Source
 from billhook.errors import InputError, UsageError, nearest
 
+LABELS_HINT = 'a label file is a JSON list, one entry per head output: "name" or ["id", "name"]'
+
 
 @dataclass(frozen=True)
 class LabelMap:
@@ -48,13 +50,17 @@ def parse_classes(text: str) -> list[str]:
     return names
 
 
-def label_map(source: Source, outputs: int | None, labels: str | Path | None, *, strict: bool) -> LabelMap:
+LabelSource = str | Path | Sequence[str | Sequence[str]]
+"""A label file, or what one holds: an entry per head output, ``"name"`` or ``["id", "name"]``."""
+
+
+def label_map(source: Source, outputs: int | None, labels: LabelSource | None, *, strict: bool) -> LabelMap:
     """Lay the source's classes on the head's outputs.
 
     Args:
         source: The data.
         outputs: Number of head outputs; None: as many as the label file or the data say.
-        labels: A label file: JSON list, one entry per head output, ``"name"`` or ``["id", "name"]``.
+        labels: A label file, or its entries.
         strict: Refuse classes of the data that no head output stands for.
 
     Raises:
@@ -68,10 +74,11 @@ def label_map(source: Source, outputs: int | None, labels: str | Path | None, *,
                 "give --labels FILE to match them by name, or train a new head with billhook train",
             )
         return LabelMap(source.classes, source.ids, tuple(range(count)))
-    names, ids = read_labels(labels)
+    where = str(labels) if isinstance(labels, str | Path) else "the list of labels"
+    names, ids = read_labels(labels) if isinstance(labels, str | Path) else parse_labels(labels, where)
     if outputs is not None and outputs != len(names):
         raise InputError(
-            f"{labels} has {len(names)} entries, but the head has {outputs} outputs", "give one entry per head output"
+            f"{where} has {len(names)} entries, but the head has {outputs} outputs", "give one entry per head output"
         )
     matched = tuple(_match(source, index, names, ids, strict) for index in range(len(source.classes)))
     for index, output in enumerate(matched):
@@ -79,7 +86,7 @@ def label_map(source: Source, outputs: int | None, labels: str | Path | None, *,
             other = source.classes[matched.index(output)]
             raise InputError(
                 f"the classes '{other}' and '{source.classes[index]}' of {source.name} both match output {output}",
-                f"merge the folders or correct {labels}",
+                f"merge the folders or correct {where}",
             )
     return LabelMap(names, ids, matched)
 
@@ -93,21 +100,29 @@ def read_labels(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...] | No
     Raises:
         InputError: The file is missing or is not a list of names or pairs.
     """
-    hint = 'a label file is a JSON list, one entry per head output: "name" or ["id", "name"]'
     try:
         entries = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the label file {path}", hint) from error
+        raise InputError(f"cannot read the label file {path}", LABELS_HINT) from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"the label file {path} is not a list", hint)
+        raise InputError(f"the label file {path} is not a list", LABELS_HINT)
+    return parse_labels(entries, str(path))
+
+
+def parse_labels(entries: Sequence[Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Names and ids of label entries, as :func:`read_labels` gives them.
+
+    Raises:
+        InputError: An entry is neither a name nor a pair.
+    """
     pairs: list[tuple[str, str]] = []
     for number, entry in enumerate(entries):
         if isinstance(entry, str):
             pairs.append((entry, entry))
-        elif isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
+        elif isinstance(entry, list | tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
             pairs.append((entry[0], entry[1]))
         else:
-            raise InputError(f"entry {number} of {path} is neither a name nor a pair", hint)
+            raise InputError(f"entry {number} of {where} is neither a name nor a pair", LABELS_HINT)
     names = tuple(name for _, name in pairs)
     return names, tuple(identity for identity, _ in pairs) if any(a != b for a, b in pairs) else None
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from billhook.data.decode import BrokenImage, report_broken
 from billhook.data.images import ImageSet
-from billhook.data.labels import label_map, parse_classes, resolve_classes
+from billhook.data.labels import LabelSource, label_map, parse_classes, resolve_classes
 from billhook.data.preprocess import Preprocess
 from billhook.data.source import Labels, Rows, Source
 from billhook.data.splits import cap, split_off
@@ -30,6 +29,7 @@ class Data:
     Attributes:
         name: The source's name.
         outputs: The name of every head output.
+        ids: Its id, where the labels or the folders have ids.
         kept: Head outputs kept, ascending.
         subset: Whether classes were asked for.
         train: Training images of the kept classes.
@@ -40,6 +40,7 @@ class Data:
 
     name: str
     outputs: tuple[str, ...]
+    ids: tuple[str, ...] | None
     kept: tuple[int, ...]
     subset: bool
     train: ImageSet
@@ -52,12 +53,17 @@ class Data:
         """Names of the kept head outputs."""
         return tuple(self.outputs[output] for output in self.kept)
 
+    def label_entries(self, outputs: Sequence[int] | None = None) -> list[str | list[str]]:
+        """Entries of a label file for these head outputs (default: all)."""
+        chosen = range(len(self.outputs)) if outputs is None else outputs
+        return [[self.ids[o], self.outputs[o]] if self.ids is not None else self.outputs[o] for o in chosen]
+
 
 def select(
     source: Source,
     *,
     outputs: int | None = None,
-    labels: str | Path | None = None,
+    labels: LabelSource | None = None,
     classes: Sequence[str | int] | None = None,
     limit_train: int | None = None,
     images_per_class: int | None = None,
@@ -73,7 +79,7 @@ def select(
     Args:
         source: The data.
         outputs: Number of head outputs; None: the label file's or the data's number of classes.
-        labels: A label file that matches classes to head outputs.
+        labels: A label file that matches classes to head outputs, or its entries.
         classes: Classes to keep: names, ids or indices of head outputs; None: all that the data have.
         limit_train: At most this many training (and validation) images, over all kept classes.
         images_per_class: At most this many of each class.
@@ -138,6 +144,7 @@ def select(
     return Data(
         source.name,
         table.names,
+        table.ids,
         kept,
         classes is not None,
         sets["train"],

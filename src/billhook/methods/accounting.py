@@ -1,4 +1,4 @@
-"""What a weight-sparsity budget counts: zeros, effective MACs, bytes on disk. Counted in weights of the delivered net."""
+"""What a weight-sparsity budget counts, in weights of the delivered network: zeros, effective MACs, bytes on disk."""
 
 from __future__ import annotations
 

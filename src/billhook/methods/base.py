@@ -69,7 +69,12 @@ class Plan(Protocol):
     distil: bool
 
     def run(
-        self, module: nn.Module, teacher: nn.Module | None, journal: Journal, progress: Progress, on_history: HistoryWriter
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        journal: Journal,
+        progress: Progress,
+        on_history: HistoryWriter,
     ) -> Outcome:
         """Prune and fine-tune ``module`` in place."""
         ...

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from billhook.formats import PatternInfo
 from billhook.methods.accounting import Accounting
 from billhook.methods.gradual import GradualConfig
 from billhook.methods.targets import Target
-from billhook.patterns import NM, HybridPattern, choose_removed, hybrid_mask, nm_mask, rank_columns
+from billhook.patterns import NM, HybridPattern, RankColumns, choose_removed, hybrid_mask, nm_mask, rank_columns
 
 
 class CRISP(GradualConfig):
@@ -104,7 +105,10 @@ class HybridChooser:
         if self.pattern.block:
             removed = choose_removed(
                 [c.score for c in columns],
-                [self.accounting.cost(t, c.cost, self.grids[t.name].rows) for t, c in zip(self.targets, columns, strict=True)],
+                [
+                    self.accounting.cost(t, c.cost, self.grids[t.name].rows)
+                    for t, c in zip(self.targets, columns, strict=True)
+                ],
                 self.accounting.need() * fraction,
                 self.accounting.tolerance,
             )
@@ -112,6 +116,9 @@ class HybridChooser:
             t.parameter: t.full_mask(hybrid_mask(nm_masks[t.name], self.grids[t.name], c.order, p))
             for t, c, p in zip(self.targets, columns, removed, strict=True)
         }
+
+    def _cost(self, target: Target, columns: RankColumns) -> NDArray[np.float64]:
+        return self.accounting.cost(target, columns.cost, self.grids[target.name].rows)
 
     def sparsity(self, masks: Mapping[str, Tensor]) -> float:
         """Sparsity of the delivered network under these masks."""
@@ -136,7 +143,9 @@ class HybridChooser:
         """Sentences that the user should read before the run."""
         if self.pattern.block and np.all(self.accounting.need() <= 0):
             reached = self.accounting.sparsity_of(self.accounting.start)
-            return [f"{self.config.nm} alone gives {100 * reached:.2f} % sparsity, as much as asked: no block is pruned"]
+            return [
+                f"{self.config.nm} alone gives {100 * reached:.2f} % sparsity, as much as asked: no block is pruned"
+            ]
         return []
 
     @property

@@ -34,6 +34,7 @@ class GradualConfig(BaseModel):
         "frozen", description="gradients from passes with frozen weights, or from the training steps (as published)"
     )
     saliency_images: int = Field(512, ge=1, description="images per frozen-weights pass; counted as images trained")
+    smooth: float = Field(0.5, ge=0, lt=1, description="share of the earlier rounds in the running mean of |∂L/∂w|")
     rounds: int = Field(16, ge=1, description="mask updates")
     share: float = Field(0.5, gt=0, le=1, description="share of the steps before the masks are fixed")
     schedule: Literal["cubic", "linear"] = "cubic"
@@ -82,6 +83,7 @@ class GradualMasks:
         self.images_per_round, self.steps = plan_images(config, problem)
         self.gradient_sums: dict[str, Tensor] = {}
         self.gradient_count = 0
+        self.running: dict[str, Tensor] = {}
 
     def update_steps(self) -> list[int]:
         """The steps before which masks are chosen anew; the first is step 0."""
@@ -131,6 +133,7 @@ class GradualMasks:
         """Masks, round and gradient sums."""
         tensors = {f"mask/{name}": mask for name, mask in self.masked.state_dict().items()}
         tensors |= {f"gradient/{name}": total for name, total in self.gradient_sums.items()}
+        tensors |= {f"running/{name}": mean for name, mean in self.running.items()}
         meta = {"round": self.round, "frozen": self.masked.frozen, "gradient_count": self.gradient_count}
         return tensors, meta
 
@@ -140,6 +143,7 @@ class GradualMasks:
         self.gradient_sums = {
             name[9:]: t.to(self.room.device) for name, t in tensors.items() if name.startswith("gradient/")
         }
+        self.running = {name[8:]: t.to(self.room.device) for name, t in tensors.items() if name.startswith("running/")}
         self.round, self.gradient_count = int(meta["round"]), int(meta["gradient_count"])
         self.masked.load_state_dict(masks, frozen=bool(meta["frozen"]))
 
@@ -182,10 +186,12 @@ class GradualMasks:
             problem = self.problem
             images = saliency_images(problem.data.train, self.images_per_round, problem.seed, self.round)
             self.masked.close()
-            means = mean_absolute_gradient(
-                self.module, self.masked.parameters, images, problem.preprocess, self.room
-            )
+            means = mean_absolute_gradient(self.module, self.masked.parameters, images, problem.preprocess, self.room)
             self.masked.open()
+        if self.running:
+            # Single estimates are noisy where the loss is nearly zero; masks that follow them flicker.
+            means = {name: self.running[name].lerp(mean, 1 - self.config.smooth) for name, mean in means.items()}
+        self.running = means
         return {name: (latent[name] * means[name]).abs() for name in latent}
 
 

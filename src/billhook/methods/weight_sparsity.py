@@ -66,7 +66,12 @@ class WeightSparsityPlan:
             self.notes.append(f"saliency uses {images} images per pass ({passes} passes), a fifth of the run's images")
 
     def run(
-        self, module: nn.Module, teacher: nn.Module | None, journal: Journal, progress: Progress, on_history: HistoryWriter
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        journal: Journal,
+        progress: Progress,
+        on_history: HistoryWriter,
     ) -> Outcome:
         """Prune and fine-tune ``module`` in place; continues from the journal."""
         problem, room = self.setting.problem, self.setting.room
@@ -111,5 +116,3 @@ class WeightSparsityPlan:
         if not isinstance(self.chooser, HybridChooser):
             return 0.0
         return index_width(self.chooser.grids[target.name].columns) / 8
-
-

@@ -2,7 +2,7 @@
 
 from billhook.models.checkpoint import load_checkpoint, load_into, weights_hash
 from billhook.models.head import find_head, head_outputs
-from billhook.models.network import Network, build, open_network
+from billhook.models.network import Network, build, open_for_classes, open_network
 from billhook.models.registry import REGISTRY, canonical, look_alike, parse_spec
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "load_checkpoint",
     "load_into",
     "look_alike",
+    "open_for_classes",
     "open_network",
     "parse_spec",
     "weights_hash",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -112,6 +112,27 @@ def open_network(
     return Network(
         module, text, outputs, defaults.mean, defaults.std, defaults.input_size, builtin, digest, initialised=given
     )
+
+
+def open_for_classes(spec: str, classes: int, weights: str | Path | None = None, seed: int = 0) -> Network:
+    """Like ``open_network``, with a new, random head when the weights' head has another number of outputs.
+
+    Raises:
+        UsageError: A wrong name, option or value.
+        InputError: Weights that cannot be read or do not fit (the head aside).
+    """
+    if weights is None or str(weights) == "default":
+        return open_network(spec, classes, weights, seed)
+    state = load_checkpoint(weights)
+    text, make = _maker(spec, state, False)
+    module, _ = _seeded(make, classes, seed)
+    head = find_head(module)
+    if _outputs_of(state, head) in (None, classes):
+        return open_network(spec, classes, weights, seed)
+    fresh = {name: t for name, t in module.state_dict().items() if name.startswith(f"{head}.")}
+    load_into(module, {name: fresh.get(name, t) for name, t in state.items()}, str(weights))
+    network = open_network(text, classes, None, seed)
+    return replace(network, module=module.eval(), weights_hash=weights_hash(module), initialised=True)
 
 
 def _open_module(module: nn.Module, classes: int | None, weights: str | Path | None) -> Network:

@@ -34,5 +34,5 @@ def choose_threshold_mask(scores: Sequence[Tensor], remove: int, keep_at_least: 
     mask = torch.ones(pooled.shape, dtype=torch.bool, device=pooled.device)
     if remove > 0:
         mask[torch.argsort(pooled, stable=True)[:remove]] = False
-    pieces = mask.split([row.numel() for row in flat])
+    pieces = torch.split(mask, [row.numel() for row in flat])
     return [piece.reshape(score.shape) for piece, score in zip(pieces, scores, strict=True)]

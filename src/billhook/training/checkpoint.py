@@ -57,7 +57,9 @@ class Journal:
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
-            raise RunError(f"cannot save the run's state in {path.parent}: {error}", "free space, then --resume") from error
+            raise RunError(
+                f"cannot save the run's state in {path.parent}: {error}", "free space, then --resume"
+            ) from error
 
     def load(self, phase: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The saved state of ``phase``, or None.

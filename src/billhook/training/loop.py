@@ -25,7 +25,7 @@ from billhook.training.distil import distillation_loss
 from billhook.training.evaluate import evaluate
 from billhook.training.interrupt import Interrupts
 from billhook.training.optim import learning_rate, make_optimizer
-from billhook.training.precision import Room
+from billhook.training.precision import Room, place
 
 
 class Plugin(Protocol):
@@ -113,9 +113,9 @@ def fit(task: Task, room: Room) -> list[dict[str, Any]]:
 class _Fit:
     def __init__(self, task: Task, room: Room) -> None:
         self.task, self.room, self.config = task, room, task.config
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        self.bare = task.module.to(room.device, memory_format=layout)
-        self.teacher = task.teacher.to(room.device, memory_format=layout).eval() if task.teacher is not None else None
+        layout = self.config.channels_last
+        self.bare = place(task.module, room.device, layout)
+        self.teacher = place(task.teacher, room.device, layout).eval() if task.teacher is not None else None
         self.optimizer = make_optimizer(self.bare, self.config)
         self.steps_per_epoch = task.train.steps(self.config.batch_size)
         self.history: list[dict[str, Any]] = []
@@ -155,7 +155,9 @@ class _Fit:
                         self._record(events)
                     loss, hits = self._step(batch.images, batch.labels, lr)
                     self.step += 1
-                    self.sums += torch.stack([loss.double(), hits.double(), hits.new_tensor(len(batch.labels)).double()])
+                    self.sums += torch.stack(
+                        [loss.double(), hits.double(), hits.new_tensor(len(batch.labels)).double()]
+                    )
                     bar.advance(1)
                     self.seconds = time.perf_counter() - started
                     if self._interrupted(interrupts):

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -26,6 +27,12 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
+
+
+def place(module: nn.Module, device: torch.device | str, channels_last: bool = True) -> nn.Module:
+    """Move a network, in place, to a device and a memory layout; returns it."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return module.to(device).to(memory_format=layout)  # type: ignore[no-any-return, call-overload]
 
 
 class Room:

@@ -1,0 +1,81 @@
+"""The command line: parses, calls the API, prints. One module per sub-command."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+import typer
+
+from billhook.cli import classes, demo, evaluate, predict, prune, report, train
+from billhook.cli.common import version_callback
+from billhook.errors import BillhookError, Interrupted, RunError, UsageError
+
+app = typer.Typer(
+    name="billhook",
+    help="Cut a trained CNN down to the classes and the budget you need, and prove the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback(invoke_without_command=True)(version_callback)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("prune")(prune.prune)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("classes")(classes.classes)
+app.command("report")(report.report)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code (CONTRACT): 0 done, 1 failed, 2 wrong usage or input, 3 budget infeasible or missed, 128 + signal.
+    """
+    warnings.showwarning = _show_warning
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    try:
+        command = typer.main.get_command(app)
+        result = command.main(args=list(arguments), prog_name="billhook", standalone_mode=False)
+        return int(result) if isinstance(result, int) else 0
+    except BillhookError as error:
+        return _fail(error, as_json, debug)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(Interrupted("interrupted before the work began"), as_json, debug)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        hint = "free space, then --resume" if full else ""
+        return _fail(RunError(f"{error.strerror or error}: {error.filename or ''}", hint), as_json, debug)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own complaint
+            message = error.format_message().rstrip(".")
+            return _fail(UsageError(message, "see billhook --help" if "--help" not in message else ""), as_json, debug)
+        hint = "this is a defect in billhook; --debug shows the traceback"
+        return _fail(RunError(f"{type(error).__name__}: {error}", hint), as_json, debug)
+
+
+def _fail(error: BillhookError, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if as_json:
+        print(json.dumps(error.as_dict()))
+    else:
+        print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+    return error.exit_code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+    """Warnings for users are one line on standard error, without the place in the code."""
+    del where, more
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
