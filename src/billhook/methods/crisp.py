@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -34,12 +33,7 @@ class CRISP(GradualConfig):
         "weight", description="block scores per weight, or raw sums (as published)"
     )
 
-    balance: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="layers' scores are divided by their mean to this power: 0 one scale for all, 1 nearly uniform",
-    )
+    balance: float | None = Field(0.5, ge=0, le=1)
 
     @field_validator("nm")
     @classmethod
@@ -93,8 +87,6 @@ class HybridChooser:
         nm_masks, ranks = {}, {}
         for target in self.targets:
             score = target.matrix(scores[target.parameter])
-            if self.config.balance:
-                score = score / score.mean().clamp(min=torch.finfo(score.dtype).tiny) ** self.config.balance
             mask = nm_mask(score, self.pattern.nm)
             nm_masks[target.name] = mask
             ranks[target.name] = rank_columns(

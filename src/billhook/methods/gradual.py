@@ -35,6 +35,13 @@ class GradualConfig(BaseModel):
     )
     saliency_images: int = Field(512, ge=1, description="images per frozen-weights pass; counted as images trained")
     smooth: float = Field(0.5, ge=0, lt=1, description="share of the earlier rounds in the running mean of |∂L/∂w|")
+    balance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="a layer counts by its mean score in the dense network to the power 1 - balance (1: all layers "
+        "alike); null: scores as they are",
+    )
     rounds: int = Field(16, ge=1, description="mask updates")
     share: float = Field(0.5, gt=0, le=1, description="share of the steps before the masks are fixed")
     schedule: Literal["cubic", "linear"] = "cubic"
@@ -84,6 +91,7 @@ class GradualMasks:
         self.gradient_sums: dict[str, Tensor] = {}
         self.gradient_count = 0
         self.running: dict[str, Tensor] = {}
+        self.layer_means: dict[str, float] = {}
 
     def update_steps(self) -> list[int]:
         """The steps before which masks are chosen anew; the first is step 0."""
@@ -134,7 +142,12 @@ class GradualMasks:
         tensors = {f"mask/{name}": mask for name, mask in self.masked.state_dict().items()}
         tensors |= {f"gradient/{name}": total for name, total in self.gradient_sums.items()}
         tensors |= {f"running/{name}": mean for name, mean in self.running.items()}
-        meta = {"round": self.round, "frozen": self.masked.frozen, "gradient_count": self.gradient_count}
+        meta = {
+            "round": self.round,
+            "frozen": self.masked.frozen,
+            "gradient_count": self.gradient_count,
+            "layer_means": self.layer_means,
+        }
         return tensors, meta
 
     def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -144,6 +157,7 @@ class GradualMasks:
             name[9:]: t.to(self.room.device) for name, t in tensors.items() if name.startswith("gradient/")
         }
         self.running = {name[8:]: t.to(self.room.device) for name, t in tensors.items() if name.startswith("running/")}
+        self.layer_means = dict(meta["layer_means"])
         self.round, self.gradient_count = int(meta["round"]), int(meta["gradient_count"])
         self.masked.load_state_dict(masks, frozen=bool(meta["frozen"]))
 
@@ -176,7 +190,7 @@ class GradualMasks:
     def _scores(self) -> dict[str, Tensor]:
         latent = self.masked.latent
         if self.config.score == "magnitude":
-            return {name: weight.abs() for name, weight in latent.items()}
+            return self._balanced({name: weight.abs() for name, weight in latent.items()})
         if self.config.saliency == "training" and self.gradient_count:
             # Each process saw its share of the batches; the mean over all of them decides.
             count = self.gradient_count * self.room.world
@@ -192,7 +206,23 @@ class GradualMasks:
             # Single estimates are noisy where the loss is nearly zero; masks that follow them flicker.
             means = {name: self.running[name].lerp(mean, 1 - self.config.smooth) for name, mean in means.items()}
         self.running = means
-        return {name: (latent[name] * means[name]).abs() for name in latent}
+        return self._balanced({name: (latent[name] * means[name]).abs() for name in latent})
+
+    def _balanced(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fix how much each layer counts by what the dense network says.
+
+        Scores of a half-closed layer, and of its neighbours in the residual block, shrink with its gradient. Under one
+        global threshold over the scores of the moment such a block starves until nothing of it is left.
+        """
+        if self.config.balance is None:
+            return scores
+        means = {name: float(score.mean()) for name, score in scores.items()}
+        if not self.layer_means:
+            self.layer_means = means
+        power = 1 - self.config.balance
+        return {
+            name: score * (self.layer_means[name] ** power / max(means[name], 1e-30)) for name, score in scores.items()
+        }
 
 
 def schedule(kind: Literal["cubic", "linear"], round_: int, rounds: int) -> float:

@@ -65,6 +65,8 @@ class MaskedWeights:
         """Put ``mask * latent`` into the parameters: what forward and backward (and evaluation) see."""
         for name, keep in self._keep.items():
             if self.frozen:
+                # Without a gradient, the optimiser's momentum from before the freeze still moves closed weights.
+                self.latent[name].mul_(keep)
                 continue
             torch.mul(self.latent[name], keep, out=self._effective[name])
             self.parameters[name].data = self._effective[name]
