@@ -1,0 +1,65 @@
+# make demo · make test · make test-full · make check · make clean
+#
+# A fresh machine needs Python 3.11 or newer, nothing else. `uv` is used when it is on the PATH (UV= turns that off).
+
+PYTHON  ?= python3
+WORKERS ?= 2
+UV      ?= $(shell command -v uv 2>/dev/null)
+
+BIN   := .venv/bin
+# Named after the content of the two files: what is installed is installed again only when one of them changes.
+KEY   := $(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' '-')
+PRUNE := .venv/.billhook-prune-$(KEY)
+DEV   := .venv/.billhook-dev-$(KEY)
+
+# More threads than cores make small tensors slow; the tests run in $(WORKERS) processes instead.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+ifeq ($(UV),)
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+else
+# uv does not read pip's variable for a folder of wheels.
+INSTALL = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)") $(UV) pip install --quiet --python $(BIN)/python
+endif
+
+.PHONY: demo test test-full check format clean
+
+demo: $(if $(wildcard $(DEV)),$(DEV),$(PRUNE))
+	$(BIN)/billhook demo
+
+test: $(DEV)
+	$(PYTEST) -m "not slow"
+
+test-full: $(DEV)
+	$(PYTEST)
+
+check: $(DEV)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed (install Python 3.11 or newer, or: make PYTHON=/path/to/python3.12 ...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version 2>&1) is too old: billhook needs 3.11 or newer (make PYTHON=python3.12 ...)" >&2; exit 1; }
+ifeq ($(UV),)
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: $(PYTHON) -m venv failed (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+else
+	@$(UV) venv --quiet --no-python-downloads --python $(PYTHON) .venv
+endif
+
+$(PRUNE): | $(BIN)/python
+	@echo "installing billhook and its dependencies into .venv"
+	@$(INSTALL) --constraint constraints.txt --editable ".[prune]"
+	@rm -f .venv/.billhook-* && touch $@
+
+$(DEV): | $(BIN)/python
+	@echo "installing billhook, its dependencies and the tools of its tests into .venv"
+	@$(INSTALL) --constraint constraints.txt --editable ".[prune,dev]"
+	@rm -f .venv/.billhook-* && touch $@
