@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,13 @@ from torch import nn
 
 from billhook import artifact
 from billhook.data import open_source, read_image
-from billhook.errors import InputError, UsageError, nearest
+from billhook.errors import InputError, UsageError
 from billhook.methods import make_config
 from billhook.models import open_network
 from billhook.pipeline import Prepared, Result, execute, prepare
 from billhook.problem import Run
 from billhook.progress import Progress
-from billhook.recipe import DataRecipe, Recipe, build_problem, make_recipe, open_data
+from billhook.recipe import DataRecipe, Recipe, build_problem, check_device, make_recipe, open_data
 from billhook.rundir import RunDirectory
 from billhook.training.evaluate import evaluate
 from billhook.training.precision import Room, place
@@ -80,7 +81,7 @@ def prune(
         "weights": None if weights is None else str(weights),
         "data": {
             "source": str(data) if isinstance(data, str | Path) else "objects",
-            "classes": None if classes is None else [str(name) for name in classes],
+            "classes": None if classes is None else list(classes),
             "labels": None if labels is None else str(labels),
             "limit_train": limit_train,
             "images_per_class": images_per_class,
@@ -98,6 +99,9 @@ def prune(
         "precision": precision,
     }
     recipe = make_recipe(content)
+    if classes is not None:
+        # In Python an integer is an index, also where a class is called so.
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": tuple(classes)})})
     module = model if isinstance(model, nn.Module) else None
     source = None if isinstance(data, str | Path) else data
     return run_recipe(
@@ -134,6 +138,9 @@ def look(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     problem, config = build_problem(recipe, model, source)
+    if any(isinstance(name, int) for name in recipe.data.classes or ()):
+        spelled = recipe.data.model_copy(update={"classes": problem.data.kept_names})
+        recipe = recipe.model_copy(update={"data": spelled})
     run = Run(recipe.device, recipe.precision, recipe.control, recipe.as_yaml())
     return prepare(problem, config, run, timed=timed), run
 
@@ -164,6 +171,7 @@ def measure(
         ``{"top1_full", "top1_kept", "per_class", "confusion", "classes", "images"}``; ``top1_full`` is None for a
         sliced head.
     """
+    check_device(device)
     source = open_source(images_of)
     room = Room(device, precision)
     recipe = DataRecipe(
@@ -174,25 +182,26 @@ def measure(
         std=None if std is None else tuple(std),
     )
     sliced = False
-    if isinstance(model, str) and Path(model).is_dir():
+    if isinstance(model, str) and artifact.names_run(model):
         network, described, preprocess = artifact.load_network(model, model_for)
         sliced = bool(described["head"]["sliced"])
-        names = described["kept_classes"]
-        recipe = recipe.model_copy(update={"classes": recipe.classes or tuple(names), "labels": None})
-        if sliced:
-            _refuse_strangers(recipe.classes or (), names, model)
+        if recipe.classes is None:
+            kept_outputs = range(network.classes) if sliced else described["head"]["kept"]
+            recipe = recipe.model_copy(update={"classes": tuple(kept_outputs)})
+        recipe = recipe.model_copy(update={"labels": None})
         _, data = open_data(source, network, recipe, 0, labels=described["labels"], preprocess=preprocess, decode=False)
     else:
         named = weights is not None or labels is not None or not isinstance(model, str)
-        network = open_network(model, None if named else len(source.classes), weights)
+        # A network that was passed in keeps its device and layout.
+        own = model if isinstance(model, str) else copy.deepcopy(model)
+        network = open_network(own, None if named else len(source.classes), weights)
         preprocess, data = open_data(source, network, recipe, 0, decode=False)
     images, kept, names = data.test, data.kept, list(data.kept_names)
     module = place(network.module, room.device)
-    result = evaluate(
-        module, images, preprocess, kept, room, sliced=sliced, batch_size=batch_size, exact=precision == "fp32"
-    )
+    # The outputs that were asked for may be fewer than a sliced head has, so they are picked from it like any others.
+    result = evaluate(module, images, preprocess, kept, room, batch_size=batch_size, exact=precision == "fp32")
     return {
-        "top1_full": result.top1_full,
+        "top1_full": None if sliced else result.top1_full,
         "top1_kept": result.top1_kept,
         "per_class": dict(zip(names, (float(v) for v in result.per_class), strict=True)),
         "confusion": result.confusion.tolist(),
@@ -214,13 +223,6 @@ def classify(directory: str | Path, images: Sequence[str | Path], model_for: str
         name = labels[best] if isinstance(labels[best], str) else labels[best][1]
         rows.append({"image": path, "label": name, "probability": float(probabilities[best])})
     return rows
-
-
-def _refuse_strangers(asked: Sequence[str], names: Sequence[str], model: str) -> None:
-    """A class that a sliced head does not have."""
-    for name in asked:
-        if name not in names and not (name.isdigit() and int(name) < len(names)):
-            raise UsageError(f"the run in {model} does not know the class '{name}'", nearest(name, names))
 
 
 def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:

@@ -21,9 +21,10 @@ from torch import nn
 
 import billhook
 from billhook.data import Data, Preprocess
-from billhook.errors import InputError, RunError, UsageError
+from billhook.data.labels import parse_labels
+from billhook.errors import BillhookError, InputError, RunError, UsageError
 from billhook.formats import PatternInfo, header_bytes, pack_state, read_safetensors, unpack_state, write_safetensors
-from billhook.models import Network, load_into, open_network
+from billhook.models import REGISTRY, Network, load_into, open_network
 from billhook.surgery import slice_head
 from billhook.training.precision import place
 
@@ -232,9 +233,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def is_run(directory: str | Path) -> bool:
-    """Whether a directory holds a finished network."""
-    return (Path(directory) / ARCHITECTURE).is_file()
+def names_run(model: str) -> bool:
+    """Whether a MODEL is a run directory; a folder that happens to be called like a built-in network is none."""
+    path = Path(model)
+    return path.is_dir() and (model.partition(",")[0] not in REGISTRY or (path / ARCHITECTURE).is_file())
 
 
 def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
@@ -267,21 +269,45 @@ def load_network(
         spec, classes = str(described["spec"]), int(described["classes"])
         head, preprocess = described["head"], Preprocess.from_dict(described["preprocess"])
         layer, kept, sliced = str(head["layer"]), [int(i) for i in head["kept"]], bool(head["sliced"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{directory / ARCHITECTURE} is damaged: {error!r}") from error
-    if model is None and not described.get("builtin"):
+        names, _ = parse_labels(list(described["labels"]), "labels")
+        if len(names) != (len(kept) if sliced else classes):
+            raise ValueError(f"{len(names)} labels")
+        if not set(described["kept_classes"]) <= set(names):
+            raise ValueError("kept_classes that are no labels")
+        digest = dict(described["hashes"]).get("model")
+    except (AttributeError, KeyError, TypeError, ValueError, BillhookError) as error:
+        raise InputError(f"{directory / ARCHITECTURE} is damaged: {error!r}", "copy the run directory again") from error
+    # Decided by the spec, not by what the file claims: reading an artifact must never run code that it names.
+    if model is None and not _rebuildable(spec):
         raise UsageError(
             f"{directory} holds a network of your own code ({spec})", "name it again: --model SPEC, or model= in Python"
+        )
+    tensors, metadata = read_safetensors(directory / WEIGHTS)
+    if digest is not None and sha256(directory / WEIGHTS) != digest:
+        raise InputError(
+            f"{directory / WEIGHTS} is damaged: its hash is not the one in {ARCHITECTURE}",
+            "copy the run directory again",
         )
     # A network that was passed in stays as it is.
     network = open_network(copy.deepcopy(model) if model is not None else spec, classes)
     module = network.module
     if sliced:
-        module = slice_head(module, layer, kept)
-    tensors, metadata = read_safetensors(directory / WEIGHTS)
+        try:
+            module = slice_head(module, layer, kept)
+        except (AttributeError, IndexError, TypeError) as error:
+            raise InputError(
+                f"{network.spec} has no classifier '{layer}' with the outputs that {directory} keeps",
+                "name the network that was pruned",
+            ) from error
     load_into(module, as_tensors(unpack_state(tensors, metadata)), str(directory / WEIGHTS))
     network = replace(network, module=deliverable(module), classes=len(kept) if sliced else classes, initialised=True)
     return network, described, preprocess
+
+
+def _rebuildable(spec: str) -> bool:
+    """Whether a spec names a built-in network or one of a library, by name alone."""
+    where, colon, _ = spec.rpartition(":")
+    return not colon or where in ("torchvision", "timm")
 
 
 def _finite(value: Any) -> Any:

@@ -62,17 +62,20 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "billhook"
 
 
-def dense_finetuned(setting: Setting, run: Run, journal: Journal, progress: Progress) -> Control:
-    """Train the control, or take it from the cache or from another run.
+def given_control(setting: Setting, run: Run) -> Control | None:
+    """The control that needs no training: none at all, or another run's; None when it is to be trained.
 
     Raises:
         InputError: ``--control DIR`` names a directory whose control was made from something else.
     """
     if run.control == "none":
         return Control()
+    return None if run.control == "run" else _from_run(Path(run.control), control_key(setting))
+
+
+def dense_finetuned(setting: Setting, journal: Journal, progress: Progress) -> Control:
+    """Train the control, or take it from the cache."""
     key = control_key(setting)
-    if run.control != "run":
-        return _from_run(Path(run.control), key)
     cached = cache_directory() / "controls" / key / FILE
     found = _read(cached, setting, key)
     if found is not None:
@@ -121,16 +124,18 @@ def control_key(setting: Setting) -> str:
 
 def _from_run(directory: Path, key: str) -> Control:
     """The accuracy of another run's control, when it is the control of this problem too."""
-    hashes = artifact.read_json(directory / artifact.ARCHITECTURE).get("hashes", {})
-    summary = artifact.read_json(directory / artifact.SUMMARY)
-    figures = summary.get("dense_finetuned")
-    if not figures or hashes.get("control") != key:
+    hashes = artifact.read_json(directory / artifact.ARCHITECTURE).get("hashes")
+    figures = artifact.read_json(directory / artifact.SUMMARY).get("dense_finetuned")
+    if not figures or not isinstance(hashes, dict) or hashes.get("control") != key:
         raise InputError(
             f"{directory} holds no control for this problem",
             "it must share weights, data, classes, training recipe and seed; leave --control away to train one",
         )
-    confusion = artifact.read_arrays(directory / artifact.REPORT_DATA)["confusion_control"]
-    evaluation = Evaluation(figures["top1_full"], figures["top1_kept"], confusion, int(confusion.sum()))
+    try:
+        confusion = artifact.read_arrays(directory / artifact.REPORT_DATA)["confusion_control"]
+        evaluation = Evaluation(figures["top1_full"], figures["top1_kept"], confusion, int(confusion.sum()))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the control in {directory} is damaged: {error!r}", "leave --control away") from error
     return Control(evaluation=evaluation, cached=True)
 
 

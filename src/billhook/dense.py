@@ -22,7 +22,7 @@ from billhook.methods import first_problem
 from billhook.models import find_head, open_for_classes
 from billhook.problem import Problem
 from billhook.progress import Progress
-from billhook.recipe import DataRecipe, TrainRecipe, open_data, refuse_unknown
+from billhook.recipe import DataRecipe, TrainRecipe, check_device, open_data, refuse_unknown
 from billhook.rundir import RunDirectory
 from billhook.training.checkpoint import Journal
 from billhook.training.evaluate import evaluate
@@ -60,9 +60,13 @@ def make_train_recipe(content: Mapping[str, Any]) -> DenseRecipe:
         if isinstance(content.get(part), Mapping):
             refuse_unknown(content[part], model.model_fields, f"setting {part}.")
     try:
-        return DenseRecipe.model_validate(dict(content))
+        recipe = DenseRecipe.model_validate(dict(content))
     except ValidationError as error:
         raise UsageError(f"recipe: {first_problem(error)}") from error
+    if not recipe.data.source:
+        raise UsageError("nothing given for --data", "name an image folder, a parquet folder or digits")
+    check_device(recipe.device)
+    return recipe
 
 
 def train_dense(

@@ -14,7 +14,7 @@ from torch import nn
 
 import billhook
 from billhook import artifact
-from billhook.control import Control, dense_finetuned
+from billhook.control import Control, dense_finetuned, given_control
 from billhook.cost import Cost, count
 from billhook.environment import describe_environment, peak_rss_bytes
 from billhook.estimate import estimate_seconds, in_words
@@ -70,6 +70,7 @@ class Prepared:
     plan: Plan
     config: BaseModel
     seconds: float
+    control: Control | None
 
 
 def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True) -> Prepared:
@@ -77,7 +78,7 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
 
     Raises:
         UsageError: A budget that the method cannot move.
-        InputError: No layer takes the pattern.
+        InputError: No layer takes the pattern, or ``--control DIR`` is of another problem.
         InfeasibleError: The budget is out of reach.
     """
     room = Room(run.device, run.precision)
@@ -95,8 +96,9 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
     dense = totals(cost) | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
     setting = Setting(problem, head, cost, delivered, dense, file_bytes, room)
     plan = METHODS[str(config.name)].plan(setting, config)  # type: ignore[attr-defined]
+    control = given_control(setting, run)
     seconds = estimate_seconds(problem, room, plan.steps, plan.distil, run.control) if timed else 0.0
-    return Prepared(setting, plan, config, seconds)
+    return Prepared(setting, plan, config, seconds, control)
 
 
 def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progress) -> Result:
@@ -114,7 +116,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
         progress.say(f"note: {note}")
     progress.say(f"about {in_words(prepared.seconds)} of work")
 
-    control = dense_finetuned(setting, run, journal, progress)
+    control = prepared.control or dense_finetuned(setting, journal, progress)
     clock["control"] = time.perf_counter()
 
     dense = problem.network.module

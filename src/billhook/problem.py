@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from billhook.cost.budget import Budget
-from billhook.data import Data, Preprocess
+from billhook.data import Data, ImageSet, Preprocess
 from billhook.models import Network
 from billhook.training.config import TrainConfig
 
@@ -22,6 +22,7 @@ class Problem:
         budgets: What the delivered network must meet.
         train: Recipe of every training phase.
         epochs: Passes over the training images in all phases together; the control gets the same.
+        all_classes: Training images of every class that the data have, for class-agnostic scores; None: not asked for.
         seed: Of everything random.
         slice_head: Deliver only the kept classes' outputs.
     """
@@ -34,6 +35,7 @@ class Problem:
     epochs: float = 10.0
     seed: int = 0
     slice_head: bool = False
+    all_classes: ImageSet | None = None
 
     @property
     def images(self) -> int:

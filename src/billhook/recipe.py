@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from billhook import artifact
 from billhook.cost.budget import parse_budgets
-from billhook.data import Data, Preprocess, Source, open_source, select
+from billhook.data import Data, ImageSet, Preprocess, Source, open_source, parse_classes, select
 from billhook.errors import InputError, UsageError, nearest
 from billhook.methods import find_method, first_problem, make_config
 from billhook.models import Network, open_network
@@ -26,7 +27,7 @@ class DataRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = ""
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str | int, ...] | None = None
     labels: str | None = None
     limit_train: int | None = Field(None, ge=1)
     images_per_class: int | None = Field(None, ge=1)
@@ -38,14 +39,17 @@ class DataRecipe(BaseModel):
     @classmethod
     def _names(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return None if value == "all" else tuple(part.strip() for part in value.split(","))
-        return None if value is None else tuple(str(item) for item in value)
+            return None if value == "all" else tuple(parse_classes(value))
+        if isinstance(value, int):
+            return (str(value),)
+        # Text decides by name first: 3 in a recipe is the class called "3" where there is one.
+        return tuple(str(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class TrainRecipe(TrainConfig):
     """The training recipe with the number of epochs in all phases together."""
 
-    epochs: float = Field(10.0, gt=0)
+    epochs: float = Field(10.0, gt=0, allow_inf_nan=False)
 
     def config(self) -> TrainConfig:
         """The loop's own part."""
@@ -118,6 +122,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise InputError(f"the recipe {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} is not a mapping", "it starts with 'model: NAME'")
+    method = content.get("method")
+    if isinstance(method, dict) and isinstance(method.get("nm"), int):
+        # YAML 1.1 reads an unquoted 2:4 as 124, a number of base 60.
+        method["nm"] = "{}:{}".format(*divmod(method["nm"], 60))
     return content
 
 
@@ -131,8 +139,9 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
     for part, model in (("data", DataRecipe), ("train", TrainRecipe)):
         if isinstance(content.get(part), Mapping):
             refuse_unknown(content[part], model.model_fields, f"setting {part}.")
+    named = {part: _named(content.get(part), key) for part, key in (("data", "source"), ("method", "name"))}
     for key, flag in (("model", "a model"), ("data", "--data"), ("method", "--method"), ("budget", "--budget")):
-        if not content.get(key):
+        if not named.get(key, content.get(key)):
             raise UsageError(f"nothing given for {flag}", f"the recipe key '{key}', or {flag} on the command line")
     try:
         recipe = Recipe.model_validate(dict(content))
@@ -140,7 +149,29 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
         raise UsageError(f"recipe: {first_problem(error)}") from error
     recipe.method_config()
     parse_budgets(recipe.budget)
+    check_device(recipe.device)
     return recipe
+
+
+def _named(section: Any, key: str) -> Any:
+    """What a section of a recipe is about: its text, or its entry ``key``."""
+    return section.get(key) if isinstance(section, Mapping) else section
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        UsageError: No such device.
+    """
+    if name in ("auto", "cpu"):
+        return
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(
+            f"the device '{name}' cannot be used on this machine", "auto, cpu, cuda, cuda:1 ..."
+        ) from error
 
 
 def refuse_unknown(content: Mapping[str, Any], known: Iterable[str], what: str) -> None:
@@ -173,11 +204,22 @@ def apply_settings(content: dict[str, Any], settings: Sequence[str], *, method: 
         if dot and part not in parts:
             raise UsageError(f"--set {key}: unknown part '{part}'", nearest(part, parts))
         section, field = (part, field) if dot else ("method" if method else "train", part)
-        target = content.get(section)
-        if not isinstance(target, dict):
-            target = {"name" if section == "method" else "source": target} if target else {}
-            content[section] = target
-        target[field] = read_value(value)
+        content[section] = opened_section(content.get(section), section) | {field: read_value(value)}
+
+
+def opened_section(value: Any, section: str) -> dict[str, Any]:
+    """A section of a recipe as a mapping, where it may be its one word: ``data: digits``, ``method: crisp``.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not value:
+        return {}
+    if not isinstance(value, str) or section == "train":
+        raise UsageError(f"recipe: {section} is not a mapping", "such as train: {epochs: 10}")
+    return {"name" if section == "method" else "source": value}
 
 
 def read_value(text: str) -> Any:
@@ -222,6 +264,7 @@ def build_problem(recipe: Recipe, model: Any = None, source: Any = None) -> tupl
         epochs=recipe.train.epochs,
         seed=recipe.seed,
         slice_head=head == "slice" and len(data.kept) < network.classes,
+        all_classes=None if getattr(config, "class_aware", True) else _all_classes(opened, network, recipe, labels),
     )
     return problem, config
 
@@ -229,14 +272,21 @@ def build_problem(recipe: Recipe, model: Any = None, source: Any = None) -> tupl
 def _open_model(recipe: Recipe, source: Source, model: Any) -> tuple[Network, Preprocess | None, list[Any] | None]:
     """The network; of a run directory also how its images are prepared and what its outputs are called."""
     if model is not None:
-        # Nothing that was passed in is modified.
-        return open_network(copy.deepcopy(model), None, recipe.weights, seed=recipe.seed), None, None
-    if Path(recipe.model).is_dir():
+        # Nothing that was passed in is modified, and what it has frozen is trained all the same.
+        own = copy.deepcopy(model).requires_grad_(True)
+        return open_network(own, None, recipe.weights, seed=recipe.seed), None, None
+    if artifact.names_run(recipe.model):
         network, described, preprocess = artifact.load_network(recipe.model)
         return network, preprocess, described["labels"]
     named = recipe.weights is not None or recipe.data.labels is not None
     network = open_network(recipe.model, None if named else len(source.classes), recipe.weights, seed=recipe.seed)
     return network, None, None
+
+
+def _all_classes(source: Source, network: Network, recipe: Recipe, labels: Sequence[Any] | None) -> ImageSet:
+    """Training images of all classes, as many as the recipe allows of the kept ones."""
+    everything = recipe.data.model_copy(update={"classes": None})
+    return open_data(source, network, everything, recipe.seed, labels=labels, decode=False)[1].train
 
 
 def open_data(
@@ -256,6 +306,12 @@ def open_data(
         preprocess: A run's own; the recipe's own sizes and normalisation go first.
         decode: Decode all images now instead of on first use.
     """
+    classes = recipe.classes
+    if labels is not None and recipe.labels is None:
+        _refuse_strangers(source, classes or (), labels)
+        if classes is None and len(labels) < len(source.classes):
+            # A run whose head is sliced: it has no other classes.
+            classes = tuple(range(len(labels)))
     size = recipe.input_size
     if size is None and network.builtin and source.pixels != "float":
         size = network.input_size
@@ -265,13 +321,25 @@ def open_data(
         source,
         outputs=network.classes,
         labels=recipe.labels or labels,
-        classes=list(recipe.classes) if recipe.classes is not None else None,
+        classes=None if classes is None else list(classes),
         limit_train=recipe.limit_train,
         images_per_class=recipe.images_per_class,
         seed=seed,
         preprocess=preprocess if decode else None,
     )
     return preprocess, data
+
+
+def _refuse_strangers(source: Source, asked: Sequence[str | int], labels: Sequence[Any]) -> None:
+    """A class of the data that a run's head does not have; its digits must not be taken for an index.
+
+    Raises:
+        UsageError: One was asked for.
+    """
+    names = [word for entry in labels for word in ([entry] if isinstance(entry, str) else entry)]
+    for name in asked:
+        if isinstance(name, str) and name in source.classes and name not in names and name.isdigit():
+            raise UsageError(f"the run does not know the class '{name}'", nearest(name, names))
 
 
 def train_preset(name: str) -> dict[str, Any]:

@@ -48,12 +48,14 @@ class RunDirectory:
             return
         if not self.directory.is_dir():
             raise InputError(f"{self.directory} is a file", "give another --out")
-        if overwrite or not any(self.directory.iterdir()):
+        if overwrite:
             return
         partial = self.partial is not None and self.partial.is_dir()
         if resume:
             if not partial and not self.finished:
                 raise InputError(f"there is nothing to resume in {self.directory}", "leave --resume away")
+            return
+        if not any(self.directory.iterdir()):
             return
         if partial:
             raise InputError(f"{self.directory} holds an unfinished run", "--resume continues it, --overwrite drops it")
@@ -85,7 +87,7 @@ class RunDirectory:
                     )
                 return
             marker.parent.mkdir(exist_ok=True)
-            marker.write_text(text)
+            artifact.write_atomically(marker, text.encode())
         except OSError as error:
             raise RunError(f"cannot write in {self.directory}: {error.strerror or error}") from error
 

@@ -18,7 +18,6 @@ from billhook.errors import BillhookError, Interrupted, RunError, UsageError
 app = typer.Typer(
     name="billhook",
     help="Cut a trained CNN down to the classes and the budget you need, and prove the result.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -51,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(Interrupted("interrupted before the work began"), as_json, debug)
+        return _fail(Interrupted("interrupted", "what was saved before is kept for --resume"), as_json, debug)
     except OSError as error:
         full = error.errno == errno.ENOSPC
         hint = "free space, then --resume" if full else ""

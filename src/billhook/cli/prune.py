@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from billhook import artifact
 from billhook.api import look, run_recipe
 from billhook.cli import common
 from billhook.cli.common import percent, print_json, table
 from billhook.data import parse_classes
 from billhook.errors import UsageError
 from billhook.estimate import in_words
-from billhook.recipe import Recipe, apply_settings, make_recipe, read_recipe
+from billhook.recipe import Recipe, apply_settings, make_recipe, opened_section, read_recipe
 from billhook.rundir import RunDirectory
 
 
@@ -79,7 +80,7 @@ def prune(
         "precision": precision,
     }
     content.update({key: value for key, value in plain.items() if value is not None})
-    if method is not None:
+    if method is not None and opened_section(content.get("method"), "method").get("name") != method:
         content["method"] = {"name": method}
     apply_settings(content, settings or [])
     recipe = make_recipe(content)
@@ -87,7 +88,7 @@ def prune(
         return _dry_run(recipe, out, resume, overwrite, as_json)
     if out is None:
         raise UsageError("--out is missing", "name the run directory, or look first with --dry-run")
-    if recipe.weights is None and not Path(recipe.model).is_dir() and not quiet:
+    if recipe.weights is None and not artifact.names_run(recipe.model) and not quiet:
         typer.echo("warning: no --weights: pruning a network with random weights", err=True)
     progress = common.make_progress(as_json, quiet)
     result = run_recipe(recipe, out=out, resume=resume, overwrite=overwrite, progress=progress)
@@ -139,10 +140,7 @@ def _override(content: dict[str, Any], part: str, values: dict[str, Any]) -> Non
     given = {key: value for key, value in values.items() if value is not None}
     if not given:
         return
-    section = content.get(part)
-    if isinstance(section, str):
-        section = {"source": section}
-    content[part] = dict(section or {}) | given
+    content[part] = opened_section(content.get(part), part) | given
 
 
 def _dry_run(recipe: Recipe, out: str | None, resume: bool, overwrite: bool, as_json: bool) -> int:

@@ -6,6 +6,7 @@ network; sparsity is a share of the parameters of the network before pruning wit
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class Budget:
         """``>=`` for sparsity, ``<=`` for everything else."""
         return ">=" if self.quantity == "sparsity" else "<="
 
+    @property
+    def _key(self) -> str:
+        """Its name among a network's totals."""
+        return "latency_ms" if self.quantity == "latency" else self.quantity
+
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Read ``"sparsity>=90%"``.
@@ -62,8 +68,10 @@ class Budget:
         except ValueError:
             raise UsageError(f"'{digits}' in the budget '{text}' is not a number") from None
         bound, unit = _read_bound(quantity, number, suffix, text)
-        if bound <= 0 or (unit == "ratio" and bound > 1) or (quantity == "sparsity" and bound >= 1):
+        if not 0 < bound < math.inf or (unit == "ratio" and bound > 1) or (quantity == "sparsity" and bound >= 1):
             raise UsageError(f"the bound of '{text}' is out of range", "a percentage lies between 0 and 100")
+        if unit in ("count", "bytes") and bound < 1:
+            raise UsageError(f"the bound of '{text}' is less than one", f"a share is a percentage: {100 * bound:g}%")
         return cls(quantity, bound, unit)
 
     def __str__(self) -> str:
@@ -74,7 +82,7 @@ class Budget:
 
     def absolute(self, dense: Mapping[str, Any]) -> float:
         """The bound in absolute units, given the dense network's totals. Not for sparsity."""
-        return self.bound * float(dense[self.quantity]) if self.unit == "ratio" else self.bound
+        return self.bound * float(dense[self._key]) if self.unit == "ratio" else self.bound
 
     def report(self, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> dict[str, Any]:
         """The entry of ``summary.json``: what was asked, what came out, and whether it is met.
@@ -87,9 +95,8 @@ class Budget:
             value, absolute = float(pruned["sparsity"]), float(pruned["zeros"])
             met = value >= self.bound - 1e-12
         else:
-            key = "latency_ms" if self.quantity == "latency" else self.quantity
-            absolute = float(pruned[key])
-            value = absolute / float(dense[key]) if self.unit == "ratio" else absolute
+            absolute = float(pruned[self._key])
+            value = absolute / float(dense[self._key]) if self.unit == "ratio" else absolute
             met = value <= self.bound * (1.02 if self.quantity == "latency" else 1.0) + 1e-12
         return {
             "quantity": self.quantity,

@@ -17,7 +17,13 @@ QUANTITIES = ("sparsity", "effective_macs", "bytes")
 """What pruning single weights can move."""
 
 TOLERANCE = 0.001
-"""Overshoot that does not matter, as a share of the dense quantity (CONTRACT: 0.1 point)."""
+"""Overshoot that does not matter, as a share of the dense quantity (CONTRACT: 0.1 point of sparsity)."""
+
+TOLERANCE_OF_BOUND = 0.01
+"""The same as a share of the bound, for all quantities but sparsity (CONTRACT: 1 %)."""
+
+ROUNDING_BYTES = 2
+"""A packed layer's offsets and columns both end in a byte that may be part empty."""
 
 
 class Accounting:
@@ -66,8 +72,7 @@ class Accounting:
         self.bytes_per_weight, self.bytes_per_block = bytes_per_weight, bytes_per_block
         self.start = dict(start)
         self._start_bytes = start_bytes() if any(b.quantity == "bytes" for b in self.budgets) else 0
-        scale = {"sparsity": delivered.params, "effective_macs": dense["macs"], "bytes": dense["bytes"]}
-        self.tolerance = np.array([TOLERANCE * scale[b.quantity] for b in self.budgets])
+        self.tolerance = np.array([self._tolerance(budget) for budget in self.budgets])
 
     # ------------------------------------------------------------------ counting
     def zeros_of(self, kept: Mapping[str, int]) -> int:
@@ -137,6 +142,11 @@ class Accounting:
         return rows
 
     # ------------------------------------------------------------------ one quantity
+    def _tolerance(self, budget: Budget) -> float:
+        if budget.quantity == "sparsity":
+            return TOLERANCE * self.delivered.params
+        return min(TOLERANCE * float(self.dense[budget.quantity]), TOLERANCE_OF_BOUND * budget.absolute(self.dense))
+
     def _need(self, budget: Budget, kept: Mapping[str, int]) -> float:
         if budget.quantity == "sparsity":
             return float(np.ceil(budget.bound * self.delivered.params - 1e-9)) - self.zeros_of(kept)
@@ -144,7 +154,9 @@ class Accounting:
             macs = self.delivered.macs - sum((t.weights - kept[t.name]) * t.positions for t in self.targets)
             return macs - budget.absolute(self.dense)
         gone = sum(self.start[t.name] - kept[t.name] for t in self.targets)
-        return self._start_bytes - gone * self.bytes_per_weight - budget.absolute(self.dense)
+        excess = self._start_bytes - budget.absolute(self.dense)
+        rounding = ROUNDING_BYTES * len(self.targets) if excess > 0 else 0
+        return excess + rounding - gone * self.bytes_per_weight
 
     def _reached(self, budget: Budget, lacking: float) -> str:
         if budget.quantity == "sparsity":

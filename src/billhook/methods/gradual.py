@@ -33,6 +33,7 @@ class GradualConfig(BaseModel):
     saliency: Literal["frozen", "training"] = Field(
         "frozen", description="gradients from passes with frozen weights, or from the training steps (as published)"
     )
+    class_aware: bool = Field(True, description="saliency on the kept classes' images; false: on all classes'")
     saliency_images: int = Field(512, ge=1, description="images per frozen-weights pass; counted as images trained")
     smooth: float = Field(0.5, ge=0, lt=1, description="share of the earlier rounds in the running mean of |∂L/∂w|")
     balance: float | None = Field(
@@ -42,10 +43,12 @@ class GradualConfig(BaseModel):
         description="a layer counts by its mean score in the dense network to the power 1 - balance (1: all layers "
         "alike); null: scores as they are",
     )
+    micro_batch: int = Field(16, ge=1, description="images per gradient of a saliency pass")
     rounds: int = Field(16, ge=1, description="mask updates")
     share: float = Field(0.5, gt=0, le=1, description="share of the steps before the masks are fixed")
     schedule: Literal["cubic", "linear"] = "cubic"
     ste: bool = Field(True, description="straight-through gradients: closed weights keep learning")
+    ste_rate: float = Field(0.1, ge=0, le=1, description="share of the gradient that reaches a closed weight")
     decay: float = Field(2e-4, ge=0, description="SR-STE's decay of closed weights")
     distil: bool = Field(True, description="distil from the dense network")
 
@@ -85,7 +88,12 @@ class GradualMasks:
     ) -> None:
         self.module, self.targets, self.config = module, targets, config
         self.chooser, self.problem, self.room = chooser, problem, room
-        self.masked = MaskedWeights(module, [t.parameter for t in targets], decay=config.decay if config.ste else 0.0)
+        self.masked = MaskedWeights(
+            module,
+            [t.parameter for t in targets],
+            rate=config.ste_rate if config.ste else 0.0,
+            decay=config.decay if config.ste else 0.0,
+        )
         self.round = 0
         self.images_per_round, self.steps = plan_images(config, problem)
         self.gradient_sums: dict[str, Tensor] = {}
@@ -110,20 +118,13 @@ class GradualMasks:
     def after_backward(self, step: int) -> None:
         """Straight-through gradients for the latent weights; sums of |g| when the score lives on them."""
         del step
-        self.masked.open()
-        if self.masked.frozen:
-            return
-        if self.config.score == "saliency" and self.config.saliency == "training":
+        if not self.masked.frozen and self.config.score == "saliency" and self.config.saliency == "training":
             for name, parameter in self.masked.parameters.items():
                 if parameter.grad is not None:
                     total = self.gradient_sums.setdefault(name, torch.zeros_like(parameter, dtype=torch.float32))
                     total.add_(parameter.grad.abs())
             self.gradient_count += 1
-        if not self.config.ste:
-            for name, keep in self.masked.masks.items():
-                gradient = self.masked.parameters[name].grad
-                if gradient is not None:
-                    gradient.mul_(keep)
+        self.masked.open()
 
     def before_evaluate(self) -> None:
         """Evaluate what would be delivered: closed weights are zero."""
@@ -198,9 +199,18 @@ class GradualMasks:
             self.gradient_sums, self.gradient_count = {}, 0
         else:
             problem = self.problem
-            images = saliency_images(problem.data.train, self.images_per_round, problem.seed, self.round)
+            pool = problem.data.train if self.config.class_aware else problem.all_classes
+            assert pool is not None, "build_problem opens all classes when a config is not class-aware"
+            images = saliency_images(pool, self.images_per_round, problem.seed, self.round)
             self.masked.close()
-            means = mean_absolute_gradient(self.module, self.masked.parameters, images, problem.preprocess, self.room)
+            means = mean_absolute_gradient(
+                self.module,
+                self.masked.parameters,
+                images,
+                problem.preprocess,
+                self.room,
+                micro_batch=self.config.micro_batch,
+            )
             self.masked.open()
         if self.running:
             # Single estimates are noisy where the loss is nearly zero; masks that follow them flicker.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from billhook.cost import Cost
+from billhook.cost import Cost, LayerCost
 from billhook.patterns import HybridPattern, from_matrix, to_matrix
 
 MIN_LINEAR_OUTPUTS = 16
-"""Fewer outputs than this leave a linear layer dense: nothing would be gained by pruning it."""
+"""Fewer outputs than this leave a linear layer, or any head, dense: nothing would be gained by pruning it."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ def find_targets(
     left: list[dict[str, str]] = []
     seen: set[str] = set()
     for layer in cost.layers:
-        if not layer.macs or len(layer.weight_shape) not in (2, 4) or layer.name in seen:
+        if not layer.macs or layer.name in seen:
             continue
         seen.add(layer.name)
-        rows = tuple(kept) if kept is not None and layer.name == head else None
+        is_head = layer.name == head
+        rows = tuple(kept) if kept is not None and is_head else None
         shape = tuple(int(n) for n in layer.weight_shape)
         target = Target(layer.name, shape, rows, round(layer.macs / max(1, _numel(shape))))
-        reason = _reason(target, layer.kind, layer.groups, layer.first, pattern)
+        reason = _reason(target, layer, is_head, pattern)
         if reason:
             left.append({"name": layer.name, "reason": reason})
         else:
@@ -102,15 +103,22 @@ def find_targets(
     return targets, left
 
 
-def _reason(target: Target, kind: str, groups: int, first: bool, pattern: HybridPattern | None) -> str:
-    if first:
+def _reason(target: Target, layer: LayerCost, is_head: bool, pattern: HybridPattern | None) -> str:
+    if layer.first:
         return "first convolution"
-    if kind == "depthwise":
+    if layer.kind == "depthwise":
         return "depthwise convolution"
-    if groups > 1:
-        return f"grouped convolution ({groups} groups)"
-    if len(target.shape) == 2 and target.outputs < MIN_LINEAR_OUTPUTS:
-        return f"linear layer with {target.outputs} outputs (fewer than {MIN_LINEAR_OUTPUTS})"
+    if layer.kind == "transposed":
+        return "transposed convolution"
+    if layer.groups > 1:
+        return f"grouped convolution ({layer.groups} groups)"
+    if len(target.shape) not in (2, 4):
+        return f"convolution over {len(target.shape) - 2} dimensions"
+    if layer.params < _numel(target.shape):
+        return "its weight is shared with an earlier layer"
+    if (is_head or len(target.shape) == 2) and target.outputs < MIN_LINEAR_OUTPUTS:
+        kind = "head" if is_head else "linear layer"
+        return f"{kind} with {target.outputs} outputs (fewer than {MIN_LINEAR_OUTPUTS})"
     if pattern is not None and target.inputs % pattern.nm.m:
         return f"M = {pattern.nm.m} does not divide its {target.inputs} input channels"
     return ""

@@ -13,7 +13,7 @@ from billhook.formats import PatternInfo
 from billhook.methods.accounting import Accounting
 from billhook.methods.gradual import GradualConfig
 from billhook.methods.targets import Target
-from billhook.patterns import choose_threshold_mask
+from billhook.patterns import choose_saving_mask
 
 
 class Magnitude(GradualConfig):
@@ -46,24 +46,9 @@ class ThresholdChooser:
     def choose(self, scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
         """Close the lowest scores of all layers until ``fraction`` of the need is met."""
         views = [t.matrix(scores[t.parameter]) for t in self.targets]
-        low, high = 0, sum(t.weights - 1 for t in self.targets)
-        need = self.accounting.need() * fraction
-        # Savings grow with the number of closed weights: the smallest number that is enough.
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._meets(views, middle, need) else (middle + 1, high)
-        masks = choose_threshold_mask(views, low)
+        savings = np.concatenate([self.accounting.cost(t, np.ones(1, dtype=np.int64)) for t in self.targets])
+        masks = choose_saving_mask(views, savings, self.accounting.need() * fraction)
         return {t.parameter: t.full_mask(mask) for t, mask in zip(self.targets, masks, strict=True)}
-
-    def _meets(self, views: list[Tensor], remove: int, need: np.ndarray) -> bool:
-        if all(b.quantity in ("sparsity", "bytes") for b in self.accounting.budgets):
-            per_weight = self.accounting.cost(self.targets[0], np.array([remove]))[0]
-            return bool(np.all(per_weight >= need))
-        masks = choose_threshold_mask(views, remove)
-        saved = np.zeros(len(need))
-        for target, mask in zip(self.targets, masks, strict=True):
-            saved += self.accounting.cost(target, np.array([int((~mask).sum())]))[0]
-        return bool(np.all(saved >= need))
 
     def sparsity(self, masks: Mapping[str, Tensor]) -> float:
         """Sparsity of the delivered network under these masks."""

@@ -34,6 +34,14 @@ class WeightSparsityPlan:
         pattern = config.pattern if isinstance(config, CRISP) else None
         kept = problem.data.kept if problem.slice_head else None
         targets, self.left_dense = find_targets(setting.cost, setting.head, kept, pattern)
+        # A weight that a parametrization computes, or that goes by another layer's name, is no parameter to mask.
+        own = dict(problem.network.module.named_parameters())
+        self.left_dense += [
+            {"name": t.name, "reason": "its weight is no parameter of its own (shared, or computed)"}
+            for t in targets
+            if t.parameter not in own
+        ]
+        targets = [t for t in targets if t.parameter in own]
         if not targets:
             reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
             raise InputError(f"no layer of {problem.network.spec} takes the pattern ({reasons})", "choose another N:M")

@@ -11,7 +11,7 @@ from billhook.patterns.hybrid import HybridPattern, check_hybrid, hybrid_mask
 from billhook.patterns.layout import from_matrix, to_matrix
 from billhook.patterns.nm import NM, check_nm, nm_mask
 from billhook.patterns.rank_columns import RankColumns, choose_removed, rank_columns
-from billhook.patterns.unstructured import choose_threshold_mask
+from billhook.patterns.unstructured import choose_saving_mask, choose_threshold_mask
 
 __all__ = [
     "NM",
@@ -21,6 +21,7 @@ __all__ = [
     "check_hybrid",
     "check_nm",
     "choose_removed",
+    "choose_saving_mask",
     "choose_threshold_mask",
     "from_matrix",
     "hybrid_mask",

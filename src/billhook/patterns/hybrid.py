@@ -65,9 +65,10 @@ def check_hybrid(mask: Tensor, pattern: HybridPattern) -> int:
     """
     check_nm(mask, pattern.nm)
     grid = pattern.grid(*mask.shape)
-    survivors = grid.sums(mask.to(torch.float32))
+    # Whole numbers: N/M is not a float for every M, and a block may hold more weights than float32 counts.
+    survivors = grid.sums(mask.to(torch.int32))
     heights, widths = grid.heights().to(mask.device), grid.widths().to(mask.device)
-    full = heights[:, None] * widths[None, :] * pattern.nm.density
+    full = heights[:, None] * widths[None, :] // pattern.nm.m * pattern.nm.n
     if not torch.all((survivors == 0) | (survivors == full)):
         raise ValueError("a block is neither fully closed nor fully open")
     kept = (survivors > 0).sum(dim=1)

@@ -62,6 +62,8 @@ def rank_columns(score: Tensor, grid: BlockGrid, density: float = 1.0, normalise
         column_score = (ordered * heights[:, None]).sum(dim=0) / grid.outputs
     else:
         column_score = ordered.sum(dim=0)
+    # Sums of tied columns may differ in the last bit, by the order they were added in.
+    column_score = column_score.cummax(dim=0).values
     area = (heights[:, None] * widths[order]).sum(dim=0)
     cost = np.rint(area.cpu().numpy() * density).astype(np.int64)
     return RankColumns(order, column_score.cpu().numpy(), cost)

@@ -6,42 +6,36 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def slice_head(module: nn.Module, head: str, kept: Sequence[int]) -> nn.Module:
     """A copy of ``module`` whose classifier has only the rows ``kept``, in that order.
 
+    The classifier stays the object that it is (its class, flags and hooks); only its rows go.
+
     Args:
         module: The network; left as it is.
-        head: Name of its classifier, an ``nn.Linear`` or a 1×1 ``nn.Conv2d``.
+        head: Name of its classifier, an ``nn.Linear`` or a 1×1 ``nn.Conv2d``; empty when it is the whole network.
         kept: Output rows to keep.
 
     Raises:
         TypeError: The head is neither.
     """
     small = copy.deepcopy(module)
-    old = small.get_submodule(head)
-    index = torch.as_tensor(list(kept))
-    new: nn.Linear | nn.Conv2d
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, len(kept), bias=old.bias is not None)
-    elif isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(
-            old.in_channels,
-            len(kept),
-            (old.kernel_size[0], old.kernel_size[1]),
-            (old.stride[0], old.stride[1]),
-            bias=old.bias is not None,
-        )
+    layer = small.get_submodule(head)
+    if isinstance(layer, nn.Linear):
+        layer.out_features = len(kept)
+    elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+        layer.out_channels = len(kept)
     else:
-        raise TypeError(f"the head {head} is a {type(old).__name__}, not a linear layer or a 1x1 convolution")
-    new.to(old.weight.device, old.weight.dtype)
-    with torch.no_grad():
-        new.weight.copy_(old.weight[index.to(old.weight.device)])
-        if old.bias is not None and new.bias is not None:
-            new.bias.copy_(old.bias[index.to(old.weight.device)])
-    new.train(old.training)
-    parent, _, leaf = head.rpartition(".")
-    setattr(small.get_submodule(parent), leaf, new)
+        raise TypeError(f"the head {head} is a {type(layer).__name__}, not a linear layer or a 1x1 convolution")
+    layer.weight = _rows(layer.weight, kept)
+    if layer.bias is not None:
+        layer.bias = _rows(layer.bias, kept)
     return small
+
+
+def _rows(parameter: Tensor, kept: Sequence[int]) -> nn.Parameter:
+    index = torch.as_tensor(list(kept), device=parameter.device)
+    return nn.Parameter(parameter.detach()[index], requires_grad=parameter.requires_grad)

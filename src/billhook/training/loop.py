@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from billhook.data import ImageSet, Preprocess
+from billhook.data.splits import seed_of
 from billhook.errors import Interrupted, RunError
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal, load_optimizer, optimizer_tensors, split_prefix
@@ -133,7 +134,12 @@ class _Fit:
     def run(self) -> list[dict[str, Any]]:
         task = self.task
         started, last_save = time.perf_counter() - self.seconds, time.perf_counter()
-        with Interrupts() as interrupts, task.progress.bar(task.phase, task.steps, self.step) as bar:
+        devices = [self.room.device] if self.room.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),
+            Interrupts() as interrupts,
+            task.progress.bar(task.phase, task.steps, self.step) as bar,
+        ):
             while self.step < task.steps:
                 epoch, start = divmod(self.step, self.steps_per_epoch)
                 batches = task.train.batches(
@@ -149,6 +155,8 @@ class _Fit:
                 )
                 self.module.train()
                 for batch in batches:
+                    # Dropout draws from the global generator: a resumed step draws what an unbroken one drew.
+                    torch.manual_seed(seed_of("step", task.seed, task.phase, self.step, self.room.rank))
                     lr = learning_rate(self.config, self.step, task.steps, self.steps_per_epoch)
                     if task.plugin is not None:
                         events = task.plugin.before_step(self.step)
@@ -197,9 +205,10 @@ class _Fit:
         if teacher_logits is not None:
             soft = distillation_loss(logits, teacher_logits, config.temperature)
             loss = (1 - config.distil_weight) * loss + config.distil_weight * soft
-        if not math.isfinite(loss.item()):
+        worst = self.room.sum(loss.detach())  # no process goes on alone
+        if not math.isfinite(worst.item()):
             raise RunError(
-                f"the loss is {loss.item()} at step {self.step} (epoch {self.step / self.steps_per_epoch:.2f}, "
+                f"the loss is {worst.item()} at step {self.step} (epoch {self.step / self.steps_per_epoch:.2f}, "
                 f"phase {self.task.phase}, learning rate {lr:.3g})",
                 "lower --lr or set train.clip; the last good state is kept, --resume starts from it",
             )
@@ -210,6 +219,7 @@ class _Fit:
         if config.clip is not None:
             nn.utils.clip_grad_norm_(self.bare.parameters(), config.clip)
         self.optimizer.step()
+        self.room.agree(self.bare)
         if self.average:
             self._update_average()
         hits = (logits.detach().argmax(dim=1) == labels).sum()

@@ -20,19 +20,22 @@ class MaskedWeights:
     Args:
         module: The network; its parameters are used in place.
         names: The masked parameters.
-        decay: SR-STE's λ: closed latent weights shrink by ``lr * λ`` per step (PAPERS 1.1.5); 0 is the plain
-            straight-through estimator.
+        rate: Share of the straight-through gradient that reaches a closed latent weight. 1 is the plain estimator:
+            a closed weight then follows a gradient that never feels its own steps, and drifts; 0 keeps it where it is.
+        decay: SR-STE's λ: closed latent weights shrink by ``lr * λ`` per step (PAPERS 1.1.5).
     """
 
-    def __init__(self, module: nn.Module, names: Iterable[str], decay: float = 0.0) -> None:
+    def __init__(self, module: nn.Module, names: Iterable[str], rate: float = 1.0, decay: float = 0.0) -> None:
         parameters = dict(module.named_parameters())
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in names}
         self.latent: dict[str, Tensor] = {name: p.data for name, p in self.parameters.items()}
         self.masks: dict[str, Tensor] = {}
+        self.rate = rate
         self.decay = decay
         self.frozen = False
         self._effective: dict[str, Tensor] = {}
         self._keep: dict[str, Tensor] = {}
+        self._gate: dict[str, Tensor] = {}
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> tuple[int, int]:
         """Take new boolean masks in the parameters' own shapes.
@@ -52,6 +55,8 @@ class MaskedWeights:
             # The float twin has the weight's own strides, so that the product below runs over flat memory.
             self._keep[name] = torch.empty_like(latent).copy_(mask)
             self._effective[name] = torch.empty_like(latent)
+            # 1 for an open weight, the rate for a closed one.
+            self._gate[name] = self._keep[name] * (1 - self.rate) + self.rate
         return changed, returned
 
     def freeze(self) -> None:
@@ -79,8 +84,10 @@ class MaskedWeights:
             if parameter.grad is not None:
                 if self.frozen:
                     parameter.grad.mul_(keep)
-                elif self.decay:
-                    # lambda * (1 - m) * w, with m*w at hand from close()
+                elif self.rate < 1:
+                    parameter.grad.mul_(self._gate[name])
+                if self.decay and not self.frozen:
+                    # lambda * (1 - m) * w, with m * w at hand from close()
                     parameter.grad.add_(latent, alpha=self.decay).sub_(self._effective[name], alpha=self.decay)
             parameter.data = latent
 

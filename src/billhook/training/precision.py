@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -48,7 +49,9 @@ class Room:
         # Accelerate keeps one state per process; a second run in a notebook may want another device.
         if AcceleratorState._shared_state and bool(AcceleratorState().device.type == "cpu") != wants_cpu:
             AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(cpu=wants_cpu, mixed_precision="no")
+        # Buffers are agreed on after each step instead, so that no process ever holds others than the rest.
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        self.accelerator = Accelerator(cpu=wants_cpu, mixed_precision="no", kwargs_handlers=[ddp])
         self.device = self.accelerator.device if device in ("auto", "cpu") else torch.device(device)
         self.precision = resolve_precision(precision, self.device)
 
@@ -79,3 +82,13 @@ class Room:
             return value
         summed: torch.Tensor = self.accelerator.reduce(value, reduction="sum")
         return summed
+
+    @torch.no_grad()
+    def agree(self, module: nn.Module) -> None:
+        """Give every process the mean of all processes' floating buffers (BatchNorm saw a share of the batch each)."""
+        buffers = [b for b in module.buffers() if b.is_floating_point()] if self.world > 1 else []
+        if not buffers:
+            return
+        mean = self.sum(torch.cat([b.reshape(-1) for b in buffers])) / self.world
+        for buffer, part in zip(buffers, torch.split(mean, [b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))

@@ -16,7 +16,8 @@ def recalibrate(
     """Replace every BatchNorm's running mean and variance by the cumulative average over training images.
 
     Args:
-        limit: At most this many images, the first of the set's evaluation order after a seeded draw.
+        limit: At most this many images, a seeded draw from the set; whole batches where there is one, so that every
+            image counts alike and no batch is too small for a variance.
 
     Returns:
         The number of images used (0 when the network has no BatchNorm).
@@ -28,6 +29,7 @@ def recalibrate(
     was_training = module.training
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(images), generator=generator)[:limit]
+    chosen = chosen[: len(chosen) // batch_size * batch_size or len(chosen)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
