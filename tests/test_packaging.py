@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import shutil
@@ -83,6 +84,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(SRC).with_suffix("").parts[0]
 
 
+@functools.cache
 def arrows() -> dict[str, dict[str, set[str]]]:
     """room → room it imports → files that do."""
     found: dict[str, dict[str, set[str]]] = {}
