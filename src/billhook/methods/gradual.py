@@ -48,7 +48,7 @@ class GradualConfig(BaseModel):
     share: float = Field(0.5, gt=0, le=1, description="share of the steps before the masks are fixed")
     schedule: Literal["cubic", "linear"] = "cubic"
     ste: bool = Field(True, description="straight-through gradients: closed weights keep learning")
-    ste_rate: float = Field(0.1, ge=0, le=1, description="share of the gradient that reaches a closed weight")
+    ste_rate: float = Field(0.02, ge=0, le=1, description="share of the gradient that reaches a closed weight")
     decay: float = Field(2e-4, ge=0, description="SR-STE's decay of closed weights")
     distil: bool = Field(True, description="distil from the dense network")
 

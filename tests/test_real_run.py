@@ -1,0 +1,80 @@
+"""Short runs on real images and real weights, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from billhook.cli import run
+from billhook.formats import read_safetensors, unpack_patterns
+from billhook.patterns import NM, HybridPattern, check_hybrid, to_matrix
+
+pytestmark = pytest.mark.data
+
+
+@pytest.fixture(scope="module")
+def root() -> Path:
+    where = os.environ.get("BILLHOOK_DATA")
+    if not where or not (Path(where) / "cifar10").is_dir():
+        pytest.skip("BILLHOOK_DATA does not name a folder with cifar10/, imagenette-mini/ and weights/")
+    return Path(where)
+
+
+def test_mobilenet_on_imagenette(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The measured accuracy of the shipped weights, with a label file that maps 10 folders into 1000 outputs."""
+    arguments = ["evaluate", "mobilenet_v2,padding=tf", "--data", str(root / "imagenette-mini"), "--json"]
+    arguments += ["--weights", str(root / "weights" / "imagenet_mobilenet_v2_tfqat.safetensors")]
+    arguments += ["--labels", str(root / "imagenet_classes.json")]
+    assert run(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 500
+    assert result["top1_full"] == pytest.approx(0.696, abs=0.006)
+    assert result["top1_kept"] == pytest.approx(0.972, abs=0.006)
+    assert len(result["classes"]) == 10
+    assert sum(map(sum, result["confusion"])) == 500
+
+
+def test_prune_cifar(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small budgeted run from real weights: the pattern holds in the file, and the network still knows its classes."""
+    out = tmp_path / "pets"
+    arguments = ["prune", "resnet20", "--weights", str(root / "weights" / "cifar10_resnet20.safetensors")]
+    arguments += ["--data", str(root / "cifar10"), "--classes", "cat,dog,horse", "--method", "crisp"]
+    arguments += ["--set", "nm=2:4", "--set", "block=16", "--budget", "sparsity>=70%", "--limit-train", "900"]
+    arguments += ["--epochs", "3", "--seed", "0", "--out", str(out), "--json", "--quiet"]
+    assert run(arguments) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["budget"][0]["met"]
+    assert 0.70 <= summary["pruned"]["sparsity"] < 0.702
+    assert summary["dense"]["top1_kept"] > 0.9
+    assert summary["dense_finetuned"]["top1_kept"] > 0.8
+    assert summary["pruned"]["top1_kept"] > 0.6
+    assert summary["images"]["test"] == 3000
+    patterns = unpack_patterns(*read_safetensors(out / "model.safetensors"))
+    assert len(patterns) == 18
+    import torch
+
+    for info in patterns.values():
+        check_hybrid(to_matrix(torch.from_numpy(info.mask)), HybridPattern(NM(2, 4), 16))
+    assert run(["evaluate", str(out), "--data", str(root / "cifar10"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["top1_kept"] == pytest.approx(summary["pruned"]["top1_kept"], abs=1e-9)
+    assert again["top1_full"] is None
+
+
+def test_mobilenet_is_pruned_with_its_dense_layers_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Depthwise layers stay dense and are named; three of a thousand outputs are kept through the label file."""
+    arguments = ["prune", "mobilenet_v2,padding=tf", "--data", str(root / "imagenette-mini"), "--dry-run", "--json"]
+    arguments += ["--weights", str(root / "weights" / "imagenet_mobilenet_v2_tfqat.safetensors")]
+    arguments += ["--labels", str(root / "imagenet_classes.json"), "--classes", "tench,church,n03888257"]
+    arguments += ["--method", "crisp", "--budget", "sparsity>=80%", "--images-per-class", "10"]
+    assert run(arguments) == 0
+    plan = json.loads(capsys.readouterr().out)
+    reasons = {entry["name"]: entry["reason"] for entry in plan["layers_left_dense"]}
+    assert reasons["features.0.0"] == "first convolution"
+    assert "depthwise" in reasons["features.2.conv.1.0"]
+    assert plan["feasible"][0]["feasible"]
