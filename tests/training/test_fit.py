@@ -216,7 +216,7 @@ def by_hand(net, config, teacher=None, steps=STEPS):
             if config.clip is not None:
                 norms.append(float(nn.utils.clip_grad_norm_(net.parameters(), config.clip)))
             optimizer.step()
-            decay = min(config.ema or 0.0, (2 + step) / (11 + step))
+            decay = min(config.ema or 0.0, (1 + step) / (10 + step))
             for name, tensor in net.state_dict().items():
                 if tensor.is_floating_point():
                     average[name] = decay * average[name] + (1 - decay) * tensor

@@ -90,5 +90,5 @@ def test_the_scale_of_the_gradient_does_not_depend_on_the_temperature():
         logits = student.clone().requires_grad_()
         distillation_loss(logits, teacher, temperature).backward()
         grads.append(logits.grad)
-    assert torch.allclose(grads[0], grads[1], rtol=0.02, atol=1e-6)
+    assert torch.allclose(grads[0], grads[1], rtol=0.02, atol=2e-5)
     assert functional.cosine_similarity(grads[0], (student - teacher) - (student - teacher).mean(), dim=1) > 0.999

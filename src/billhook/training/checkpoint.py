@@ -6,6 +6,7 @@ No pickle: tensors are safetensors, everything else is JSON in the file's metada
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -56,7 +57,8 @@ class Journal:
                 os.fsync(handle.fileno())
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise RunError(
                 f"cannot save the run's state in {path.parent}: {error}", "free space, then --resume"
             ) from error
@@ -74,7 +76,7 @@ class Journal:
             with safe_open(path, framework="pt") as handle:
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
                 meta = json.loads(handle.metadata()["state"])
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"the saved state {path} is damaged: {error}", "start again with --overwrite") from error
         return tensors, meta
 

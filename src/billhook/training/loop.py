@@ -168,8 +168,15 @@ class _Fit:
                     )
                     bar.advance(1)
                     self.seconds = time.perf_counter() - started
-                    if self._interrupted(interrupts):
+                    ended = self.step >= task.steps or self.step % self.steps_per_epoch == 0
+                    if ended:
+                        self._finish_epoch(lr)
+                    stop = self._interrupted(interrupts)
+                    overdue = time.perf_counter() - last_save > 60 and self.room.world == 1
+                    if ended or stop or overdue:
                         self._save()
+                        last_save = time.perf_counter()
+                    if stop:
                         number = interrupts.pending or 15
                         word = "interrupted" if number == 2 else "terminated"
                         raise Interrupted(
@@ -177,13 +184,6 @@ class _Fit:
                             "continue with --resume",
                             signal_number=number,
                         )
-                    if self.step >= task.steps or self.step % self.steps_per_epoch == 0:
-                        self._finish_epoch(lr)
-                        self._save()
-                        last_save = time.perf_counter()
-                    elif time.perf_counter() - last_save > 60 and self.room.world == 1:
-                        self._save()
-                        last_save = time.perf_counter()
                     if self.step >= task.steps:
                         break
         self._finish()
