@@ -11,9 +11,7 @@ from billhook.surgery import slice_head
 
 
 def conv_headed():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Nested(nn.Module):
@@ -82,9 +80,7 @@ def test_a_network_that_is_its_own_head():
     assert torch.equal(slice_head(net, "", [2])(torch.ones(1, 4)), net(torch.ones(1, 4))[:, 2:])
 
 
-@pytest.mark.parametrize(
-    "head", [nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 6, 1, groups=2), nn.BatchNorm2d(8)]
-)
+@pytest.mark.parametrize("head", [nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 6, 1, groups=2), nn.BatchNorm2d(8)])
 def test_other_heads_are_refused(head):
     with pytest.raises(TypeError, match="not a linear layer or a 1x1 convolution"):
         slice_head(nn.Sequential(head), "0", [0])
