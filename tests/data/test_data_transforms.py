@@ -104,7 +104,7 @@ def test_fit_is_resize_then_centre_crop(size):
     image = picture(1, *size)
     width, height = size
     short = min(size)
-    scaled = image.resize((int(20 * width / short), int(20 * height / short)), Image.Resampling.BILINEAR)
+    scaled = image.resize((int(20 * width / short), int(20 * height / short)), Image.Resampling.BICUBIC)
     top, left = round((scaled.height - 16) / 2), round((scaled.width - 16) / 2)
     expected = np.asarray(scaled)[top : top + 16, left : left + 16]
     assert (np.asarray(fit(image, 20, 16)) == expected).all()
