@@ -35,6 +35,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks.")]
 Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the training images in all phases.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="key=value: of the method, train.KEY or data.KEY.")]
+Track = Annotated[str | None, typer.Option("--track", help="tensorboard: event files beside the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output directory holds.")]
 
@@ -60,9 +61,8 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=1))
 
 
-def make_progress(as_json: bool, quiet: bool) -> Progress:
+def make_progress(quiet: bool) -> Progress:
     """Progress goes to standard error, so it may stay with ``--json``; ``--quiet`` silences it."""
-    del as_json
     return Progress() if quiet else RichProgress()
 
 

@@ -28,7 +28,7 @@ def demo(
 ) -> int:
     """Train a small CNN on the built-in digits, keep three classes, prune to 80 %, write the report."""
     del debug
-    progress = common.make_progress(as_json, quiet)
+    progress = common.make_progress(quiet)
     place = Path(out) if out else Path(tempfile.mkdtemp(prefix="billhook-demo-"))
     progress.say("1/2  training a small CNN on the ten digits")
     train = train_preset("cifar") | {"epochs": 8, "batch_size": 64, "lr": 0.1}

@@ -16,6 +16,7 @@ from billhook.errors import UsageError
 from billhook.estimate import in_words
 from billhook.recipe import Recipe, apply_settings, make_recipe, opened_section, read_recipe
 from billhook.rundir import RunDirectory
+from billhook.track import tracked
 
 
 def prune(
@@ -46,6 +47,7 @@ def prune(
     precision: common.PrecisionFlag = None,
     resume: common.Resume = False,
     overwrite: common.Overwrite = False,
+    track: common.Track = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Feasibility and time estimate, then stop.")] = False,
     as_json: common.Json = False,
     quiet: common.Quiet = False,
@@ -90,7 +92,7 @@ def prune(
         raise UsageError("--out is missing", "name the run directory, or look first with --dry-run")
     if recipe.weights is None and not artifact.names_run(recipe.model) and not quiet:
         typer.echo("warning: no --weights: pruning a network with random weights", err=True)
-    progress = common.make_progress(as_json, quiet)
+    progress = tracked(common.make_progress(quiet), track, out)
     result = run_recipe(recipe, out=out, resume=resume, overwrite=overwrite, progress=progress)
     if as_json:
         print_json(result.summary)

@@ -10,6 +10,7 @@ from billhook.cli import common
 from billhook.cli.common import percent, print_json
 from billhook.dense import make_train_recipe, train_dense
 from billhook.recipe import apply_settings, train_preset
+from billhook.track import tracked
 
 
 def train(
@@ -34,6 +35,7 @@ def train(
     precision: common.PrecisionFlag = None,
     resume: common.Resume = False,
     overwrite: common.Overwrite = False,
+    track: common.Track = None,
     as_json: common.Json = False,
     quiet: common.Quiet = False,
     debug: common.Debug = False,
@@ -64,8 +66,9 @@ def train(
             content["train"][key] = value
     apply_settings(content, settings or [], method=False)
     recipe = make_train_recipe(content)
-    progress = common.make_progress(as_json, quiet)
-    summary = train_dense(recipe, common.require(out, "--out"), resume, overwrite, progress)
+    place = common.require(out, "--out")
+    progress = tracked(common.make_progress(quiet), track, place)
+    summary = train_dense(recipe, place, resume, overwrite, progress)
     if as_json:
         print_json(summary)
     else:
