@@ -33,7 +33,7 @@ def effective_gradient(net, weight, images, labels):
 
 
 def test_forward_sees_the_masked_weight_and_the_optimiser_the_latent_one():
-    net, masked, mask, images, labels = setting()
+    net, masked, mask, images, _ = setting()
     latent = net.conv2.weight.detach().clone()
     expected = torch.func.functional_call(net, {"conv2.weight": latent * mask}, (images,))
     masked.close()

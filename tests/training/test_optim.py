@@ -41,12 +41,8 @@ def test_biases_and_norms_are_not_decayed():
     net = seeded(TinyNet)
     optimizer = make_optimizer(net, TrainConfig(optimizer="sgd", weight_decay=0.1, momentum=0.9))
     by_decay = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
-    assert {id(p) for p in by_decay[0.1]} == {
-        id(net.conv1.weight),
-        id(net.conv2.weight),
-        id(net.conv3.weight),
-        id(net.fc.weight),
-    }
+    weights = (net.conv1.weight, net.conv2.weight, net.conv3.weight, net.fc.weight)
+    assert {id(p) for p in by_decay[0.1]} == {id(weight) for weight in weights}
     assert sum(len(group) for group in by_decay.values()) == len(list(net.parameters()))
     assert all(p.dim() == 1 for p in by_decay[0.0])
 
