@@ -108,7 +108,10 @@ def fit(task: Task, room: Room) -> list[dict[str, Any]]:
         RunError: The loss is not finite; the journal keeps the last good state.
         Interrupted: SIGINT or SIGTERM; the current step was finished and saved.
     """
-    return _Fit(task, room).run()
+    try:
+        return _Fit(task, room).run()
+    finally:
+        room.release()
 
 
 class _Fit:
@@ -128,7 +131,7 @@ class _Fit:
         self._restore()
         if self.config.ema is not None and not self.average:
             self.average = {name: t.detach().clone() for name, t in self.bare.state_dict().items()}
-        self.module = room.accelerator.prepare_model(self.bare) if room.world > 1 else self.bare
+        self.module = room.prepare(self.bare)
 
     # ------------------------------------------------------------------ the loop
     def run(self) -> list[dict[str, Any]]:
@@ -227,9 +230,7 @@ class _Fit:
 
     def _interrupted(self, interrupts: Interrupts) -> bool:
         """Whether any process was asked to stop: all of them then stop at the same step."""
-        if self.room.world == 1:
-            return interrupts.pending is not None
-        return bool(self.room.sum(torch.tensor(float(interrupts.pending is not None), device=self.room.device)) > 0)
+        return self.room.any(interrupts.pending is not None)
 
     # ------------------------------------------------------------------ epochs
     def _finish_epoch(self, lr: float) -> None:

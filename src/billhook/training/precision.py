@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
+import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,6 +15,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+
+from billhook.errors import RunError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -36,6 +42,12 @@ def place(module: nn.Module, device: torch.device | str, channels_last: bool = T
     return module.to(device).to(memory_format=layout)  # type: ignore[no-any-return, call-overload]
 
 
+def _disconnect() -> None:
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Room:
     """The device, the precision and the processes of one run.
 
@@ -54,6 +66,10 @@ class Room:
         self.accelerator = Accelerator(cpu=wants_cpu, mixed_precision="no", kwargs_handlers=[ddp])
         self.device = self.accelerator.device if device in ("auto", "cpu") else torch.device(device)
         self.precision = resolve_precision(precision, self.device)
+        if self.world > 1:
+            # A process that ends with its connections open is aborted by the ones that ended before it.
+            atexit.unregister(_disconnect)
+            atexit.register(_disconnect)
 
     @property
     def rank(self) -> int:
@@ -82,6 +98,47 @@ class Room:
             return value
         summed: torch.Tensor = self.accelerator.reduce(value, reduction="sum")
         return summed
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """The network as several processes train it; itself where there is one."""
+        if self.world == 1:
+            return module
+        # Layouts differ where a gradient comes back contiguous: copied, and not worth a word to the user.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        with warnings.catch_warnings():
+            # Newer PyTorch has another name for the same option.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare_model(module)
+        return wrapped
+
+    def release(self) -> None:
+        """Forget what :meth:`prepare` made: its hooks and connections outlive the training otherwise."""
+        if self.world > 1:
+            self.accelerator.free_memory()
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in some process; the same answer in each."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Do something in the first process while the others wait; when it fails there, all of them fail.
+
+        Raises:
+            RunError: In the other processes; the first raises what ``work`` raised.
+        """
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                work()
+            except Exception as error:
+                failure = error
+        failed = self.any(failure is not None)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise RunError("the first process failed", "its own message says why")
 
     @torch.no_grad()
     def agree(self, module: nn.Module) -> None:
