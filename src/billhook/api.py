@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from billhook import artifact
+from billhook.control import control_key
 from billhook.data import open_source, read_image
 from billhook.errors import InputError, UsageError
 from billhook.methods import make_config
@@ -127,7 +128,8 @@ def run_recipe(
         raise InputError(f"the run in {out} is finished", "there is nothing to resume")
     prepared, run = look(recipe, model=model, source=source)
     # Only now, with everything opened, checked and feasible, is anything written.
-    place.claim(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    inputs = control_key(prepared.setting)
+    place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite)
     return execute(prepared, run, place, progress)
 
 

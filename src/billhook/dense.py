@@ -22,6 +22,7 @@ from billhook.methods import first_problem
 from billhook.models import find_head, open_for_classes
 from billhook.problem import Problem
 from billhook.progress import Progress
+from billhook.proof import refuse_wild
 from billhook.recipe import DataRecipe, TrainRecipe, check_device, open_data, refuse_unknown
 from billhook.rundir import RunDirectory
 from billhook.training.checkpoint import Journal
@@ -95,7 +96,8 @@ def train_dense(
     train = recipe.train.config()
     problem = Problem(network, data, preprocess, (), train, recipe.train.epochs, recipe.seed, slice_head=False)
     progress.say(f"about {in_words(estimate_seconds(problem, room, problem.steps, False, 'none'))} of work")
-    place.claim(recipe.model_dump(mode="json"), resume=resume, overwrite=overwrite)
+    inputs = f"{artifact.state_hash(network.module)} {data.fingerprint}"
+    place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite)
 
     started = time.perf_counter()
     task = Task(
@@ -115,6 +117,7 @@ def train_dense(
     history = fit(task, room)
     trained = time.perf_counter()
     module = artifact.deliverable(task.module)
+    refuse_wild(module, data, preprocess)
     result = evaluate(module, data.test, preprocess, data.kept, room)
     module = artifact.deliverable(module)
     cost = count(module, preprocess.input_size)

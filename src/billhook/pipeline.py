@@ -17,10 +17,11 @@ from billhook import artifact
 from billhook.control import Control, dense_finetuned, given_control
 from billhook.cost import Cost, count
 from billhook.environment import describe_environment, peak_rss_bytes
+from billhook.errors import InputError
 from billhook.estimate import estimate_seconds, in_words
 from billhook.formats import PatternInfo
 from billhook.methods import METHODS, Outcome, Plan, Setting
-from billhook.models import find_head
+from billhook.models import Network, find_head
 from billhook.problem import Problem, Run
 from billhook.progress import Progress
 from billhook.proof import Proof, prove
@@ -78,7 +79,7 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
 
     Raises:
         UsageError: A budget that the method cannot move.
-        InputError: No layer takes the pattern, or ``--control DIR`` is of another problem.
+        InputError: No layer takes the pattern, the network gives no logits, or ``--control DIR`` is of another problem.
         InfeasibleError: The budget is out of reach.
     """
     room = Room(run.device, run.precision)
@@ -86,6 +87,7 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
     head = find_head(network.module)
     size = problem.preprocess.input_size
     cost = count(network.module, size)
+    _check_logits(network, size)
     small = slice_head(network.module, head, kept) if problem.slice_head else network.module
     delivered = count(small, size) if problem.slice_head else cost
 
@@ -144,6 +146,18 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     if place.directory is not None and room.is_main:
         place.finish(result.model, files, summary, result.history)
     return result
+
+
+@torch.no_grad()
+def _check_logits(network: Network, size: int) -> None:
+    """Refuse a network that returns anything but one row of logits per image."""
+    found = network.module.eval()(torch.zeros(1, 3, size, size))
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != (1, network.classes):
+        what = f"{list(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+        raise InputError(
+            f"{network.spec} returns {what} for one image, not [1, {network.classes}]",
+            "wrap it so that it gives logits",
+        )
 
 
 def totals(cost: Cost) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch import nn
 from billhook import artifact
 from billhook.control import Control, control_key
 from billhook.cost import Cost, count
+from billhook.data import Data, Preprocess
+from billhook.errors import RunError
 from billhook.formats import PatternInfo
 from billhook.methods import Setting
 from billhook.patterns import to_matrix
@@ -68,6 +70,9 @@ def prove(
         small: The network to deliver.
         patterns: How its masked weights are stored.
         control: The dense fine-tuned network.
+
+    Raises:
+        RunError: The network's outputs are not finite.
     """
     problem, room = setting.problem, setting.room
     data, preprocess = problem.data, problem.preprocess
@@ -77,6 +82,7 @@ def prove(
         artifact.deliverable(module)
         return result
 
+    refuse_wild(masked, data, preprocess)
     started = time.perf_counter()
     dense = measure(problem.network.module)
     seconds_dense = time.perf_counter() - started
@@ -129,6 +135,19 @@ def prove(
         report_data=_report_data(setting, dense, tuned, final, cost, patterns),
         seconds_dense=seconds_dense,
     )
+
+
+@torch.no_grad()
+def refuse_wild(module: nn.Module, data: Data, preprocess: Preprocess) -> None:
+    """Stop before a network is delivered that its last training step destroyed: no later loss would have shown it.
+
+    Raises:
+        RunError: An output on the first test images is not finite.
+    """
+    images = data.test.subset(torch.arange(min(16, len(data.test))))
+    for batch in images.batches(16, preprocess):
+        if not bool(module.eval()(batch.images).isfinite().all()):
+            raise RunError("the trained network's outputs are not finite", "lower --lr or set train.clip")
 
 
 @torch.no_grad()

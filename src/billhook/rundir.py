@@ -61,11 +61,18 @@ class RunDirectory:
             raise InputError(f"{self.directory} holds an unfinished run", "--resume continues it, --overwrite drops it")
         raise InputError(f"{self.directory} is not empty", "give another --out, or --overwrite")
 
-    def claim(self, recipe: Mapping[str, Any] | None = None, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Take the directory: remember the recipe, so that only the same one resumes.
+    def claim(
+        self,
+        recipe: Mapping[str, Any] | None = None,
+        inputs: str = "",
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Take the directory: remember the recipe and a hash of what it works on, so that only the same run resumes.
 
         Raises:
-            InputError: See :meth:`check`; or the recipe differs from the unfinished run's.
+            InputError: See :meth:`check`; or the recipe or the inputs differ from the unfinished run's.
             RunError: The directory cannot be made.
         """
         self.check(resume=resume, overwrite=overwrite)
@@ -78,16 +85,12 @@ class RunDirectory:
             self.directory.mkdir(parents=True, exist_ok=True)
             if recipe is None or marker is None:
                 return
-            text = json.dumps(recipe, sort_keys=True)
+            asked = json.loads(json.dumps({"recipe": recipe, "inputs": inputs}))
             if resume and marker.is_file():
-                if marker.read_text() != text:
-                    raise InputError(
-                        f"the unfinished run in {self.directory} has another recipe",
-                        f"repeat its command ({_difference(json.loads(marker.read_text()), recipe)}), or --overwrite",
-                    )
+                self._same(artifact.read_json(marker), asked)
                 return
             marker.parent.mkdir(exist_ok=True)
-            artifact.write_atomically(marker, text.encode())
+            artifact.write_json(marker, asked)
         except OSError as error:
             raise RunError(f"cannot write in {self.directory}: {error.strerror or error}") from error
 
@@ -117,6 +120,18 @@ class RunDirectory:
         if self.partial is not None and self.partial.is_dir():
             shutil.rmtree(self.partial)
         return place
+
+    def _same(self, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        if before.get("recipe") != asked["recipe"]:
+            raise InputError(
+                f"the unfinished run in {self.directory} has another recipe",
+                f"repeat its command ({_difference(before.get('recipe') or {}, asked['recipe'])}), or --overwrite",
+            )
+        if before.get("inputs") != asked["inputs"]:
+            raise InputError(
+                f"the weights or images of the unfinished run in {self.directory} have changed",
+                "give it those it began with, or --overwrite",
+            )
 
     def _clear(self) -> None:
         """Remove what a run writes, and nothing else."""

@@ -297,7 +297,7 @@ def test_a_bad_command_leaves_the_run_that_it_would_overwrite(cli: Cli, dense: P
     refused(
         cli,
         tmp_path,
-        [*small_prune(dense), "--out", "run", "--overwrite", "--control", "run"][:-2] + ["--control", "run/"],
+        [*small_prune(dense), "--out", "run", "--overwrite", "--control", "run/"],
         2,
         "input",
         "no control for this problem",
@@ -371,5 +371,10 @@ def test_evaluate_refuses_classes_that_the_run_does_not_have(cli: Cli, pruned: P
     refused(cli, tmp_path, ["evaluate", pruned, "--data", "digits", "--classes", "0"], 2, "usage", "class '0'")
     refused(cli, tmp_path, ["evaluate", pruned, "--data", "digits", "--classes", "cat"], 2, "usage", "class 'cat'")
     refused(
-        cli, tmp_path, ["evaluate", pruned, "--data", "digits", "--model", "resnet20"], 2, "input", "resnet20|do not fit"
+        cli,
+        tmp_path,
+        ["evaluate", pruned, "--data", "digits", "--model", "resnet20"],
+        2,
+        "input",
+        "resnet20|do not fit",
     )

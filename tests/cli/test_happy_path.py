@@ -555,7 +555,7 @@ def test_overwrite_replaces_the_run_and_leaves_other_files(cli: Cli, dense: Path
 )
 def test_budgets_are_met(cli: Cli, dense: Path, tmp_path: Path, method: str, budgets: list[str]) -> None:
     given = small_prune(dense)
-    given = given[: given.index("--method")] + ["--method", method]
+    given = [*given[: given.index("--method")], "--method", method]
     for budget in budgets:
         given += ["--budget", budget]
     outcome = cli(*given, "--classes", "3,5,8", "--control", "none", "--out", "run", "--json")
