@@ -129,7 +129,9 @@ def run_recipe(
     prepared, run = look(recipe, model=model, source=source)
     # Only now, with everything opened, checked and feasible, is anything written.
     inputs = control_key(prepared.setting)
-    place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite)
+    prepared.setting.room.first(
+        lambda: place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite)
+    )
     return execute(prepared, run, place, progress)
 
 

@@ -78,7 +78,8 @@ def dense_finetuned(setting: Setting, journal: Journal, progress: Progress) -> C
     key = control_key(setting)
     cached = cache_directory() / "controls" / key / FILE
     found = _read(cached, setting, key)
-    if found is not None:
+    # Another run may write it at this moment: all processes take it, or none.
+    if not setting.room.any(found is None) and found is not None:
         progress.say("the fine-tuned dense control is in the cache")
         return found
     problem = setting.problem

@@ -93,11 +93,12 @@ def train_dense(
     network = open_for_classes(recipe.model, len(source.classes), recipe.weights, seed=recipe.seed)
     preprocess, data = open_data(source, network, recipe.data, recipe.seed)
     room = Room(recipe.device, recipe.precision)
+    progress = progress if room.is_main else Progress()
     train = recipe.train.config()
     problem = Problem(network, data, preprocess, (), train, recipe.train.epochs, recipe.seed, slice_head=False)
     progress.say(f"about {in_words(estimate_seconds(problem, room, problem.steps, False, 'none'))} of work")
     inputs = f"{artifact.state_hash(network.module)} {data.fingerprint}"
-    place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite)
+    room.first(lambda: place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite))
 
     started = time.perf_counter()
     task = Task(
@@ -155,6 +156,5 @@ def train_dense(
         recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         report_data={},
     )
-    if room.is_main:
-        place.finish(module, files, summary, history)
+    room.first(lambda: place.finish(module, files, summary, history))
     return summary

@@ -113,6 +113,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     setting, plan = prepared.setting, prepared.plan
     problem, room = setting.problem, setting.room
     journal = Journal(place.partial, writes=room.is_main)
+    progress = progress if room.is_main else Progress()
     clock = {"started": time.perf_counter()}
     for note in plan.notes:
         progress.say(f"note: {note}")
@@ -143,8 +144,8 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
         report_data=proof.report_data,
     )
     result = Result(proof.delivered, summary, control.history + outcome.history, files)
-    if place.directory is not None and room.is_main:
-        place.finish(result.model, files, summary, result.history)
+    if place.directory is not None:
+        room.first(lambda: place.finish(result.model, files, summary, result.history))
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +109,17 @@ class Recipe(BaseModel):
         return yaml.safe_dump(whole, sort_keys=False, width=110)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without its base-60 integers, so that ``nm: 2:4`` needs no quotes."""
+
+
+_INTEGER = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, re.compile(r"[-+]?[0-9]+$") if tag == _INTEGER else pattern) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The plain content of a recipe file.
 
@@ -115,7 +127,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         InputError: Missing, unreadable, or not a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _Loader)  # a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the recipe {path}: {error}") from error
     except yaml.YAMLError as error:

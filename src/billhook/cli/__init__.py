@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -39,6 +41,17 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code (CONTRACT): 0 done, 1 failed, 2 wrong usage or input, 3 budget infeasible or missed, 128 + signal.
     """
+    with contextlib.ExitStack() as stack:
+        if int(os.environ.get("RANK", "0")) > 0:
+            # Of several processes the first speaks for all; --debug lets the others write to standard error.
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            if "--debug" not in arguments:
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     warnings.showwarning = _show_warning
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from billhook.formats import PatternInfo
 from billhook.methods.accounting import Accounting
 from billhook.methods.gradual import GradualConfig
 from billhook.methods.targets import Target
-from billhook.patterns import NM, HybridPattern, RankColumns, choose_removed, hybrid_mask, nm_mask, rank_columns
+from billhook.patterns import NM, HybridPattern, choose_removed, hybrid_mask, nm_mask, rank_columns
 
 
 class CRISP(GradualConfig):
@@ -42,9 +41,11 @@ class CRISP(GradualConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> CRISP:
-        if self.name != "crisp" and (self.name == "nm-only") == bool(self.block):
-            raise ValueError("nm-only has block=0" if self.block else "block-only has a block size")
-        _ = self.pattern
+        pattern = self.pattern
+        if self.name == "nm-only" and pattern.block:
+            raise ValueError("nm-only prunes no blocks: leave block away, or use crisp")
+        if self.name == "block-only" and (not pattern.block or pattern.nm.n != pattern.nm.m):
+            raise ValueError("block-only has a block size and no N:M: leave nm away, or use crisp")
         return self
 
     @property
@@ -108,9 +109,6 @@ class HybridChooser:
             t.parameter: t.full_mask(hybrid_mask(nm_masks[t.name], self.grids[t.name], c.order, p))
             for t, c, p in zip(self.targets, columns, removed, strict=True)
         }
-
-    def _cost(self, target: Target, columns: RankColumns) -> NDArray[np.float64]:
-        return self.accounting.cost(target, columns.cost, self.grids[target.name].rows)
 
     def sparsity(self, masks: Mapping[str, Tensor]) -> float:
         """Sparsity of the delivered network under these masks."""
