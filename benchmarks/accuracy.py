@@ -3,7 +3,7 @@
     BILLHOOK_DATA=DIR python benchmarks/accuracy.py --out runs/accuracy [--only PART] [--threads N]
 
 ``DIR`` holds ``cifar10/``, ``cifar100/`` and ``weights/`` (see benchmarks/README.md). Every cell is a run directory that
-is resumed or skipped when it is there already, so the script can be stopped and started; it prints the table each time.
+is resumed, or skipped when it is finished, so the script can be stopped and started. It prints the table each time.
 Protocols (quick, standard) are those of docs/protocols.md. Test images are read once, at the end of each run.
 """
 
@@ -120,7 +120,18 @@ def main() -> None:
         recipe = make_recipe(cell.recipe(root, arguments.threads))
         resume = place.partial is not None and place.partial.is_dir()
         run_recipe(recipe, out=place.directory, resume=resume, progress=RichProgress())
-    header = ["cell", "method", "protocol", "sparsity %", "dense", "fine-tuned", "pruned", "drop", "asked", "size ratio"]
+    header = [
+        "cell",
+        "method",
+        "protocol",
+        "sparsity %",
+        "dense",
+        "fine-tuned",
+        "pruned",
+        "drop",
+        "asked",
+        "size ratio",
+    ]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for cell in cells():

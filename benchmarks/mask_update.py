@@ -24,11 +24,11 @@ from billhook.methods import CRISP
 from billhook.methods.accounting import Accounting
 from billhook.methods.crisp import HybridChooser
 from billhook.methods.targets import find_targets
-from billhook.models import build, find_head
+from billhook.models import build, find_head, place
 from billhook.training.config import TrainConfig
 from billhook.training.masked import MaskedWeights
 from billhook.training.optim import make_optimizer
-from billhook.training.precision import Room, place
+from billhook.training.precision import Room
 
 
 def mask_update(repeats: int) -> list[float]:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from billhook.data import Preprocess, open_source, select
-from billhook.models import build
+from billhook.models import build, place
 from billhook.training.config import TrainConfig
 from billhook.training.loop import Task, fit
-from billhook.training.precision import Room, place
+from billhook.training.precision import Room
 
 
 class Pictures(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
@@ -42,7 +42,10 @@ def bare(steps: int, batch_size: int, room: Room) -> float:
     module = place(build("resnet20"), room.device).train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4, nesterov=True)
     batches = [
-        (torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(batch_size) % 10)
+        (
+            torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last),
+            torch.arange(batch_size) % 10,
+        )
         for _ in range(8)
     ]
     started = time.perf_counter()

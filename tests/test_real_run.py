@@ -38,7 +38,7 @@ def test_mobilenet_on_imagenette(root: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_prune_cifar(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A small budgeted run from real weights: the pattern holds in the file, and the network still knows its classes."""
+    """A small run from real weights: the pattern holds in the file, and the network still knows its classes."""
     out = tmp_path / "pets"
     arguments = ["prune", "resnet20", "--weights", str(root / "weights" / "cifar10_resnet20.safetensors")]
     arguments += ["--data", str(root / "cifar10"), "--classes", "cat,dog,horse", "--method", "crisp"]

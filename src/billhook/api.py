@@ -16,14 +16,14 @@ from billhook.control import control_key
 from billhook.data import open_source, read_image
 from billhook.errors import InputError, UsageError
 from billhook.methods import make_config
-from billhook.models import open_network
+from billhook.models import open_network, place
 from billhook.pipeline import Prepared, Result, execute, prepare
 from billhook.problem import Run
 from billhook.progress import Progress
 from billhook.recipe import DataRecipe, Recipe, build_problem, check_device, make_recipe, open_data
 from billhook.rundir import RunDirectory
 from billhook.training.evaluate import evaluate
-from billhook.training.precision import Room, place
+from billhook.training.precision import Room
 
 
 def prune(

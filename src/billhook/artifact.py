@@ -24,9 +24,8 @@ from billhook.data import Data, Preprocess
 from billhook.data.labels import parse_labels
 from billhook.errors import BillhookError, InputError, RunError, UsageError
 from billhook.formats import PatternInfo, header_bytes, pack_state, read_safetensors, unpack_state, write_safetensors
-from billhook.models import REGISTRY, Network, load_into, open_network
+from billhook.models import REGISTRY, Network, load_into, open_network, place
 from billhook.surgery import slice_head
-from billhook.training.precision import place
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"

@@ -8,10 +8,11 @@ import time
 import torch
 from torch import nn
 
+from billhook.models import place
 from billhook.problem import Problem
 from billhook.training.distil import distillation_loss
 from billhook.training.optim import make_optimizer
-from billhook.training.precision import Room, place
+from billhook.training.precision import Room
 
 
 def step_seconds(problem: Problem, room: Room, distil: bool, repeats: int = 2) -> float:

@@ -23,9 +23,9 @@ from billhook.data import Data, Preprocess
 from billhook.errors import RunError
 from billhook.formats import PatternInfo
 from billhook.methods import Setting
+from billhook.models import place
 from billhook.patterns import to_matrix
 from billhook.training.evaluate import Evaluation, evaluate
-from billhook.training.precision import place
 
 EQUIVALENCE_IMAGES = 256
 """Test images on which the masked and the delivered network are compared, output by output."""

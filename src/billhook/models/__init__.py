@@ -3,6 +3,7 @@
 from billhook.models.checkpoint import load_checkpoint, load_into, weights_hash
 from billhook.models.head import find_head, head_outputs
 from billhook.models.network import Network, build, open_for_classes, open_network
+from billhook.models.placement import place
 from billhook.models.registry import REGISTRY, canonical, look_alike, parse_spec
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "open_for_classes",
     "open_network",
     "parse_spec",
+    "place",
     "weights_hash",
 ]

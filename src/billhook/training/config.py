@@ -11,6 +11,7 @@ class TrainConfig(BaseModel):
     """The recipe of one training loop.
 
     Rates are per step; ``warmup`` is in epochs; ``ema`` is the decay per step of the weight average (off when null).
+    ``recalibrate`` images replace BatchNorm's running statistics after the last step (0 keeps them).
     ``distil`` null leaves the choice to the method (the control and ``billhook train`` then use none).
     """
 
@@ -30,6 +31,7 @@ class TrainConfig(BaseModel):
     distil: bool | None = None
     temperature: float = Field(2.0, gt=0)
     distil_weight: float = Field(0.7, ge=0, le=1)
+    recalibrate: int = Field(0, ge=0)
     channels_last: bool = True
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from billhook.data import ImageSet, Preprocess
 from billhook.data.splits import seed_of
 from billhook.errors import Interrupted, RunError
+from billhook.models import place
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal, load_optimizer, optimizer_tensors, split_prefix
 from billhook.training.config import TrainConfig
@@ -26,7 +27,8 @@ from billhook.training.distil import distillation_loss
 from billhook.training.evaluate import evaluate
 from billhook.training.interrupt import Interrupts
 from billhook.training.optim import learning_rate, make_optimizer
-from billhook.training.precision import Room, place
+from billhook.training.precision import Room
+from billhook.training.recalibrate import recalibrate
 
 
 class Plugin(Protocol):
@@ -266,9 +268,17 @@ class _Fit:
                 self.task.on_history(self.history)
 
     def _finish(self) -> None:
-        """The averaged weights, where there are any, are the result."""
+        """The averaged weights, where there are any, are the result; BatchNorm's statistics may be measured anew."""
         if self.average:
             self.bare.load_state_dict(self.average)
+        if self.config.recalibrate:
+            plugin = self.task.plugin
+            if plugin is not None:
+                plugin.before_evaluate()
+            count = self.config.recalibrate
+            recalibrate(self.bare, self.task.train, self.task.preprocess, self.room, limit=count)
+            if plugin is not None:
+                plugin.after_evaluate()
         self.task.module = self.bare
 
     @torch.no_grad()

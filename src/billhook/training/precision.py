@@ -36,12 +36,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     return "bf16" if device.type == "cpu" and cpu_has_fast_bf16() else "fp32"
 
 
-def place(module: nn.Module, device: torch.device | str, channels_last: bool = True) -> nn.Module:
-    """Move a network, in place, to a device and a memory layout; returns it."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return module.to(device).to(memory_format=layout)  # type: ignore[no-any-return, call-overload]
-
-
 def _disconnect() -> None:
     gc.collect()
     if torch.distributed.is_initialized():
