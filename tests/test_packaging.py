@@ -54,7 +54,7 @@ KNOWS_ONLY = {
     "cost": {"errors"},
     "models": {"errors"},
     "data": {"errors"},
-    "training": {"data", "errors", "progress"},
+    "training": {"data", "errors", "models", "progress"},
     "scores": {"data", "training"},
 }
 

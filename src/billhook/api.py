@@ -21,7 +21,7 @@ from billhook.pipeline import Prepared, Result, execute, prepare
 from billhook.problem import Run
 from billhook.progress import Progress
 from billhook.recipe import DataRecipe, Recipe, build_problem, check_device, make_recipe, open_data
-from billhook.rundir import RunDirectory
+from billhook.rundir import MAY_CHANGE, RunDirectory
 from billhook.training.evaluate import evaluate
 from billhook.training.precision import Room
 
@@ -128,7 +128,7 @@ def run_recipe(
         raise InputError(f"the run in {out} is finished", "there is nothing to resume")
     prepared, run = look(recipe, model=model, source=source)
     # Only now, with everything opened, checked and feasible, is anything written.
-    inputs = control_key(prepared.setting)
+    inputs = control_key(prepared.setting, ignore=MAY_CHANGE)
     prepared.setting.room.first(
         lambda: place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite)
     )

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,8 @@ def dense_finetuned(setting: Setting, journal: Journal, progress: Progress) -> C
     return control
 
 
-def control_key(setting: Setting) -> str:
-    """Hash of everything that the control depends on."""
+def control_key(setting: Setting, ignore: Collection[str] = ()) -> str:
+    """Hash of everything that the control depends on, less the fields of the training recipe in ``ignore``."""
     problem = setting.problem
     parts = {
         "weights": problem.network.weights_hash,
@@ -114,7 +115,7 @@ def control_key(setting: Setting) -> str:
         "data": problem.data.fingerprint,
         "kept": list(problem.data.kept),
         "preprocess": problem.preprocess.as_dict(),
-        "train": problem.train.model_dump(mode="json", exclude={"distil", "distil_weight", "temperature"}),
+        "train": problem.train.model_dump(mode="json", exclude={"distil", "distil_weight", "temperature", *ignore}),
         "epochs": problem.epochs,
         "seed": problem.seed,
         "precision": setting.room.precision,

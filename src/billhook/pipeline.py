@@ -172,7 +172,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of ``summary.json`` (CONTRACT)."""
     setting, problem = prepared.setting, prepared.setting.problem
-    pruned_seconds = clock["prune"] - clock["control"]
+    # From the history, which also counts what came before an interruption.
+    pruned_seconds = float(outcome.history[-1]["seconds"])
     share = float(getattr(prepared.config, "share", 0.0))
     dense = {"top1_full": proof.dense.top1_full, "top1_kept": proof.dense.top1_kept} | setting.dense
     return {
@@ -196,7 +197,7 @@ def summarise(
             "control": control.seconds,
             "prune": share * pruned_seconds,
             "fine_tune": (1 - share) * pruned_seconds,
-            "total": control.seconds + clock["evaluate"] - clock["control"],
+            "total": (0.0 if control.cached else control.seconds) + pruned_seconds + clock["evaluate"] - clock["prune"],
         },
         "peak_rss_bytes": peak_rss_bytes(),
         "environment": describe_environment()

@@ -15,6 +15,9 @@ from billhook import artifact
 from billhook.errors import InputError, RunError
 from billhook.methods.base import HistoryWriter
 
+MAY_CHANGE = ("lr", "clip")
+"""Fields of the training recipe that may differ when a run resumes: what one turns after a loss that was not finite."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -88,7 +91,6 @@ class RunDirectory:
             asked = json.loads(json.dumps({"recipe": recipe, "inputs": inputs}))
             if resume and marker.is_file():
                 self._same(artifact.read_json(marker), asked)
-                return
             marker.parent.mkdir(exist_ok=True)
             artifact.write_json(marker, asked)
         except OSError as error:
@@ -122,10 +124,11 @@ class RunDirectory:
         return place
 
     def _same(self, before: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-        if before.get("recipe") != asked["recipe"]:
+        old, new = _fixed(before.get("recipe") or {}), _fixed(asked["recipe"])
+        if old != new:
             raise InputError(
                 f"the unfinished run in {self.directory} has another recipe",
-                f"repeat its command ({_difference(before.get('recipe') or {}, asked['recipe'])}), or --overwrite",
+                f"repeat its command ({_difference(old, new)}), or --overwrite",
             )
         if before.get("inputs") != asked["inputs"]:
             raise InputError(
@@ -140,6 +143,14 @@ class RunDirectory:
             (self.directory / name).unlink(missing_ok=True)
         if self.partial is not None and self.partial.is_dir():
             shutil.rmtree(self.partial)
+
+
+def _fixed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recipe that may not change on the way."""
+    train = recipe.get("train")
+    if not isinstance(train, Mapping):
+        return dict(recipe)
+    return dict(recipe) | {"train": {key: value for key, value in train.items() if key not in MAY_CHANGE}}
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:

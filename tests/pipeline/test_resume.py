@@ -366,3 +366,13 @@ def test_the_python_api_raises_what_the_command_line_prints(weights: Path, tmp_p
     assert bh.prune("tinycnn", "digits", **given, resume=True).met
     with pytest.raises(InputError, match="finished"):
         bh.prune("tinycnn", "digits", **given, resume=True)
+
+
+def test_the_learning_rate_may_change_on_the_way(unfinished: Path, weights: Path) -> None:
+    """What the message after a non-finite loss advises: a lower rate, and on from the last good state."""
+    assert (
+        run(command_line(weights, unfinished, "--quiet", "--resume", "--lr", "0.004", "--set", "train.clip=1.0")) == 0
+    )
+    assert "lr: 0.004" in (unfinished / "recipe.yaml").read_text()
+    rates = [line["lr"] for line in lines(unfinished) if line["event"] == "epoch"]
+    assert all(rate <= 0.004 for rate in rates[-8:])

@@ -215,7 +215,7 @@ class _Fit:
             raise RunError(
                 f"the loss is {worst.item()} at step {self.step} (epoch {self.step / self.steps_per_epoch:.2f}, "
                 f"phase {self.task.phase}, learning rate {lr:.3g})",
-                "lower --lr or set train.clip; the last good state is kept, --resume starts from it",
+                "lower --lr or set train.clip, and --resume: the last good state is kept",
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.room.accelerator.backward(loss)
