@@ -2,8 +2,8 @@
 
     BILLHOOK_DATA=DIR python benchmarks/accuracy.py --out runs/accuracy [--only PART] [--threads N]
 
-``DIR`` holds ``cifar10/``, ``cifar100/`` and ``weights/`` (see benchmarks/README.md). Every cell is a run directory, resumed
-or skipped when it is there already, so the script can be stopped and started. It prints the table each time.
+``DIR`` holds ``cifar10/``, ``cifar100/`` and ``weights/`` (see benchmarks/README.md). Every cell is a run directory,
+resumed or skipped when it is there already, so the script can be stopped and started. It prints the table each time.
 Protocols (quick, standard) are those of docs/protocols.md. Test images are read once, at the end of each run.
 """
 
