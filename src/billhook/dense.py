@@ -119,7 +119,7 @@ def train_dense(
     trained = time.perf_counter()
     module = artifact.deliverable(task.module)
     refuse_wild(module, data, preprocess)
-    result = evaluate(module, data.test, preprocess, data.kept, room)
+    result = evaluate(module.to(room.device), data.test, preprocess, data.kept, room)
     module = artifact.deliverable(module)
     cost = count(module, preprocess.input_size)
     described = artifact.architecture(

@@ -284,8 +284,9 @@ def build_problem(recipe: Recipe, model: Any = None, source: Any = None) -> tupl
 def _open_model(recipe: Recipe, source: Source, model: Any) -> tuple[Network, Preprocess | None, list[Any] | None]:
     """The network; of a run directory also how its images are prepared and what its outputs are called."""
     if model is not None:
-        # Nothing that was passed in is modified. Its copy is trained in fp32, what it has frozen included.
-        own = copy.deepcopy(model).float().requires_grad_(True)
+        # Nothing that was passed in is modified. Its copy, on the CPU as if read from a file, is trained in fp32, what
+        # it has frozen included.
+        own = copy.deepcopy(model).cpu().float().requires_grad_(True)
         return open_network(own, None, recipe.weights, seed=recipe.seed), None, None
     if artifact.names_run(recipe.model):
         network, described, preprocess = artifact.load_network(recipe.model)

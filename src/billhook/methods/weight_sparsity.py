@@ -13,6 +13,7 @@ from billhook.methods.crisp import CRISP, HybridChooser
 from billhook.methods.gradual import GradualConfig, GradualMasks, plan_images
 from billhook.methods.targets import Target, find_targets
 from billhook.methods.unstructured import ThresholdChooser
+from billhook.models import place
 from billhook.patterns import nm_mask
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
@@ -83,6 +84,8 @@ class WeightSparsityPlan:
     ) -> Outcome:
         """Prune and fine-tune ``module`` in place; continues from the journal."""
         problem, room = self.setting.problem, self.setting.room
+        # Before the masks take hold of the weights: what the loop moves to a device or a layout is another tensor.
+        place(module, room.device, problem.train.channels_last)
         plugin = GradualMasks(module, self.targets, self.config, self.chooser, problem, room)
         task = Task(
             module=module,
