@@ -253,7 +253,7 @@ def test_unknown_method():
         ("crisp", {"score": "taylor"}, "score"),
         ("magnitude", {"score": "saliency"}, "score"),
         ("block-only", {"block": 0}, "block-only has a block size"),
-        ("nm-only", {"block": 16}, "nm-only has block=0"),
+        ("nm-only", {"block": 16}, "nm-only prunes no blocks"),
     ],
 )
 def test_configs_that_are_refused(method, fields, message):

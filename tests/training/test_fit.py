@@ -362,6 +362,20 @@ def test_a_non_finite_loss_names_step_and_rate_and_keeps_the_last_good_state(tmp
     assert history == expected
 
 
+def test_weights_that_a_finite_loss_destroyed_are_not_saved(tmp_path):
+    """The last step of an epoch may leave NaN behind; the next loss would show it, when the good state is gone."""
+    net = seeded(TinyNet)
+    steps = iter(range(STEPS))
+    net.fc.weight.register_hook(lambda gradient: gradient * (float("nan") if next(steps) == 5 else 1.0))
+    journal = Journal(tmp_path)
+    with pytest.raises(RunError, match=r"fc.weight is not finite after step 6 .*learning rate") as caught:
+        run(net, journal=journal)
+    assert "--resume" in caught.value.hint
+    tensors, meta = journal.load("train")
+    assert meta["step"] == 3
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+
+
 def test_a_rate_that_is_too_high_ends_the_run():
     with pytest.raises(RunError, match="lower --lr"):
         fit(task(seeded(TinyNet), steps=100, config=TrainConfig(batch_size=12, lr=1e25)), room())

@@ -107,7 +107,7 @@ def fit(task: Task, room: Room) -> list[dict[str, Any]]:
         The history: one dictionary per epoch and per event of the plugin.
 
     Raises:
-        RunError: The loss is not finite; the journal keeps the last good state.
+        RunError: The loss or a weight is not finite; the journal keeps the last good state.
         Interrupted: SIGINT or SIGTERM; the current step was finished and saved.
     """
     try:
@@ -212,11 +212,7 @@ class _Fit:
             loss = (1 - config.distil_weight) * loss + config.distil_weight * soft
         worst = self.room.sum(loss.detach())  # no process goes on alone
         if not math.isfinite(worst.item()):
-            raise RunError(
-                f"the loss is {worst.item()} at step {self.step} (epoch {self.step / self.steps_per_epoch:.2f}, "
-                f"phase {self.task.phase}, learning rate {lr:.3g})",
-                "lower --lr or set train.clip, and --resume: the last good state is kept",
-            )
+            raise self._diverged(f"the loss is {worst.item()} at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
         self.room.accelerator.backward(loss)
         if plugin is not None:
@@ -229,6 +225,14 @@ class _Fit:
             self._update_average()
         hits = (logits.detach().argmax(dim=1) == labels).sum()
         return loss.detach() * len(labels), hits
+
+    def _diverged(self, what: str) -> RunError:
+        """What is not finite, and where in the training."""
+        return RunError(
+            f"{what} (epoch {self.step / self.steps_per_epoch:.2f}, phase {self.task.phase}, "
+            f"learning rate {self.optimizer.param_groups[0]['lr']:.3g})",
+            "lower --lr or set train.clip, and --resume: the last good state is kept",
+        )
 
     def _interrupted(self, interrupts: Interrupts) -> bool:
         """Whether any process was asked to stop: all of them then stop at the same step."""
@@ -295,6 +299,10 @@ class _Fit:
     # ------------------------------------------------------------------ state
     def _save(self) -> None:
         task = self.task
+        for name, parameter in self.bare.named_parameters():
+            # A finite loss may have had a gradient that is not: the state before it is the good one.
+            if not parameter.isfinite().all():
+                raise self._diverged(f"{name} is not finite after step {self.step}")
         tensors = {f"model/{name}": t for name, t in self.bare.state_dict().items()}
         tensors |= {f"average/{name}": t for name, t in self.average.items()}
         tensors |= {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
