@@ -49,7 +49,7 @@ KNOWS_ONLY = {
     "patterns": set(),
     "surgery": set(),
     "formats": {"errors"},
-    "report": {"errors"},
+    "report": {"errors", "formats"},
     "track": {"errors", "progress"},
     "cost": {"errors"},
     "models": {"errors"},

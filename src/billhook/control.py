@@ -19,7 +19,7 @@ from torch import nn
 
 from billhook import artifact
 from billhook.errors import InputError
-from billhook.formats import read_safetensors, write_safetensors
+from billhook.formats import read_npz, read_safetensors, write_safetensors
 from billhook.methods import Setting
 from billhook.models import load_into
 from billhook.problem import Run
@@ -134,7 +134,7 @@ def _from_run(directory: Path, key: str) -> Control:
             "it must share weights, data, classes, training recipe and seed; leave --control away to train one",
         )
     try:
-        confusion = artifact.read_arrays(directory / artifact.REPORT_DATA)["confusion_control"]
+        confusion = read_npz(directory / artifact.REPORT_DATA)["confusion_control"]
         evaluation = Evaluation(figures["top1_full"], figures["top1_kept"], confusion, int(confusion.sum()))
     except (KeyError, TypeError) as error:
         raise InputError(f"the control in {directory} is damaged: {error!r}", "leave --control away") from error

@@ -1,5 +1,6 @@
 """The packed format: bit packing, safetensors files, hybrid and unstructured layers. numpy only; see docs/format.md."""
 
+from billhook.formats.arrays import read_npz
 from billhook.formats.bitmap import bitmap_mask, decode_bitmap, encode_bitmap
 from billhook.formats.bits import index_width, pack_bits, packed_bytes, unpack_bits
 from billhook.formats.hybrid import (
@@ -61,6 +62,7 @@ __all__ = [
     "packed_bytes",
     "packed_size",
     "packed_tensors",
+    "read_npz",
     "read_safetensors",
     "size_report",
     "unpack_bits",

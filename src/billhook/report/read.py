@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from billhook.errors import InputError
+from billhook.formats import read_npz
 
 Json = dict[str, Any]
 
@@ -57,7 +56,7 @@ def read_run(directory: Path) -> Run:
         history=history,
         unreadable=unreadable,
         architecture=_json(directory / "architecture.json") if (directory / "architecture.json").is_file() else {},
-        data=_arrays(directory / "report_data.npz"),
+        data=read_npz(directory / "report_data.npz") if (directory / "report_data.npz").is_file() else {},
     )
 
 
@@ -95,16 +94,6 @@ def _history(path: Path) -> tuple[list[Json], int]:
         else:
             unreadable += 1
     return entries, unreadable
-
-
-def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read: {error}", "remove it to write the page without pictures") from error
 
 
 def part(summary: Json, key: str) -> Json:
