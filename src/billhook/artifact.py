@@ -22,7 +22,16 @@ import billhook
 from billhook.data import Data, Preprocess
 from billhook.data.labels import parse_labels
 from billhook.errors import BillhookError, InputError, RunError, UsageError
-from billhook.formats import PatternInfo, header_bytes, pack_state, read_safetensors, unpack_state, write_safetensors
+from billhook.formats import (
+    PatternInfo,
+    header_bytes,
+    load_json,
+    pack_state,
+    read_safetensors,
+    unpack_state,
+    write_safetensors,
+)
+from billhook.formats.state import FREE_WEIGHTS
 from billhook.models import REGISTRY, Network, load_into, open_network, place
 from billhook.surgery import slice_head
 
@@ -46,6 +55,9 @@ FILES = (
     "model.pt2",
 )
 """Everything that billhook writes into a run directory."""
+
+MOST_CLASSES = 1 << 17
+"""Outputs of a head that an artifact may ask for; the largest public sets have a few ten thousand classes."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +220,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: Missing or damaged.
     """
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path.parent} holds no finished run: {path.name} is missing", _hint(path.parent)) from None
     except (OSError, ValueError) as error:
@@ -273,6 +285,9 @@ def load_network(
             f"{directory / WEIGHTS} is damaged: its hash is not the one in {ARCHITECTURE}",
             "copy the run directory again",
         )
+    state = unpack_state(tensors, metadata)
+    if model is None:
+        _refuse_giant(directory, spec, classes, sum(array.size for array in state.values()))
     # A network that was passed in stays as it is.
     network = open_network(copy.deepcopy(model) if model is not None else spec, classes)
     module = network.module
@@ -284,9 +299,26 @@ def load_network(
                 f"{network.spec} has no classifier '{layer}' with the outputs that {directory} keeps",
                 "name the network that was pruned",
             ) from error
-    load_into(module, as_tensors(unpack_state(tensors, metadata)), str(directory / WEIGHTS))
+    load_into(module, as_tensors(state), str(directory / WEIGHTS))
     network = replace(network, module=deliverable(module), classes=len(kept) if sliced else classes, initialised=True)
     return network, described, preprocess
+
+
+def _refuse_giant(directory: Path, spec: str, classes: int, stored: int) -> None:
+    """A few words of text must not ask for all memory: no network far larger than the weights that lie beside them.
+
+    Raises:
+        InputError: The dense network would be.
+    """
+    size = classes
+    if ":" not in spec:
+        with torch.device("meta"):  # names and shapes only: nothing is allocated
+            size = sum(p.numel() for p in open_network(spec, classes).module.parameters())
+    if classes > MOST_CLASSES or size > FREE_WEIGHTS + 2 * stored:
+        raise InputError(
+            f"{directory / ARCHITECTURE} is damaged: {spec} with {classes} outputs is far larger than the weights",
+            "copy the run directory again",
+        )
 
 
 def _rebuildable(spec: str) -> bool:

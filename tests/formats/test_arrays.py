@@ -94,5 +94,5 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(InputError, match="nowhere.npz cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere\.npz cannot be read"):
         read_npz(tmp_path / "nowhere.npz")

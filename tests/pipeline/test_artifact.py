@@ -176,6 +176,43 @@ def test_no_entry_of_the_architecture_can_bring_a_traceback(saved: Path) -> None
     assert refused > 80
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("classes", 10**9),
+        ("spec", "resnet50,width=1000"),
+        ("spec", "resnet18,stem=cifar,width=20"),
+        ("preprocess", {"input_size": 10**6, "mean": [0, 0, 0], "std": [1, 1, 1], "resize": 10**6}),
+        ("preprocess", {"input_size": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "resize": 10**9}),
+        ("preprocess", {"input_size": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "resize": 8, "padding": 10**6}),
+    ],
+)
+def test_a_few_words_cannot_ask_for_all_memory(
+    saved: Path, entry: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved / "architecture.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
+    made = []
+    empty = torch.nn.Parameter.__new__
+    monkeypatch.setattr(
+        torch.nn.Parameter,
+        "__new__",
+        lambda cls, data=None, *more, **kw: (made.append(data), empty(cls, data, *more, **kw))[1],
+    )
+    with pytest.raises(InputError, match=r"architecture\.json is damaged"):
+        bh.load(saved)
+    assert all(data.device.type == "meta" for data in made)
+
+
+def test_deeply_nested_text_is_damaged(saved: Path) -> None:
+    (saved / "architecture.json").write_text('{"a":' + "[" * 10**6 + "]" * 10**6 + "}")
+    with pytest.raises(InputError, match="damaged"):
+        bh.load(saved)
+    (saved / "history.jsonl").write_text("[" * 10**6 + "\n")
+    (saved / "architecture.json").unlink()
+    assert run(["report", str(saved)]) == 0
+
+
 def test_weights_of_another_run_are_refused(weights: Path, saved: Path) -> None:
     (saved / "model.safetensors").write_bytes(weights.read_bytes())
     with pytest.raises(InputError, match="hash"):

@@ -17,6 +17,7 @@ from billhook.data.source import SMALL, Source
 from billhook.errors import InputError, UsageError
 
 LARGE = 224
+LARGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Preprocess:
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if self.input_size < 1:
             raise UsageError(f"input size {self.input_size} is not positive", "give the side in pixels")
+        if self.input_size > LARGEST or self.resize > 2 * LARGEST or self.padding > self.input_size:
+            raise UsageError(
+                f"input size {self.input_size}, resize {self.resize} or padding {self.padding} is too large",
+                f"they are at most {LARGEST}, {2 * LARGEST} and the input size",
+            )
         if self.resize < self.input_size:
             raise UsageError(f"resize {self.resize} is below the input size {self.input_size}", "make it at least that")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):

@@ -13,7 +13,7 @@ from billhook.formats.hybrid import (
     hybrid_mask,
     hybrid_offsets,
 )
-from billhook.formats.safetensors import header_bytes, read_safetensors, write_safetensors
+from billhook.formats.safetensors import header_bytes, load_json, read_safetensors, write_safetensors
 from billhook.formats.sizes import (
     PackedSize,
     bitmap_bits,
@@ -56,6 +56,7 @@ __all__ = [
     "hybrid_offsets",
     "index_width",
     "layer_metadata_bits",
+    "load_json",
     "metadata_bits",
     "pack_bits",
     "pack_state",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from billhook.errors import InputError
-from billhook.formats import read_npz
+from billhook.formats import load_json, read_npz
 
 Json = dict[str, Any]
 
@@ -71,8 +70,8 @@ def _text(path: Path) -> str | None:
 
 def _json(path: Path) -> Json:
     try:
-        found = json.loads(_text(path) or "")
-    except json.JSONDecodeError as error:
+        found = load_json(_text(path) or "")
+    except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}", "write the run again with --overwrite") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} is not a JSON object", "write the run again with --overwrite")
@@ -86,8 +85,8 @@ def _history(path: Path) -> tuple[list[Json], int]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = load_json(line)
+        except ValueError:
             entry = None
         if isinstance(entry, dict):
             entries.append(entry)
