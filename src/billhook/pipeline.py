@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from torch import nn
 import billhook
 from billhook import artifact
 from billhook.control import Control, dense_finetuned, given_control
-from billhook.cost import Cost, count
+from billhook.cost import count
 from billhook.environment import describe_environment, peak_rss_bytes
-from billhook.errors import InputError
-from billhook.estimate import estimate_seconds, in_words
+from billhook.estimate import estimate_seconds, few_steps, in_words
 from billhook.formats import PatternInfo
 from billhook.methods import METHODS, Outcome, Plan, Setting
-from billhook.models import Network, find_head
+from billhook.models import check_logits, find_head
 from billhook.problem import Problem, Run
 from billhook.progress import Progress
 from billhook.proof import Proof, prove
@@ -31,7 +30,7 @@ from billhook.training.checkpoint import Journal
 from billhook.training.precision import Room
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What a run ends in.
 
@@ -45,7 +44,19 @@ class Result:
     model: nn.Module
     summary: dict[str, Any]
     history: list[dict[str, Any]]
-    files: artifact.Contents = field(repr=False)
+    files: artifact.Contents
+
+    def __repr__(self) -> str:
+        """What a notebook shows: the outcome on a few lines, not every weight and epoch of it."""
+        lines = ["{method} on {model}, {data}".format_map(self.summary)]
+        for key in ("dense", "dense_finetuned", "pruned"):
+            top1 = (self.summary[key] or {}).get("top1_kept")
+            if top1 is not None:
+                lines.append(f"{key.replace('_', ' ')}: {100 * top1:.2f} % top-1 of the kept classes")
+        for entry in self.summary["budget"]:
+            text = f"{entry['value']:.4f} ({entry['unit']}), {'met' if entry['met'] else 'missed'}"
+            lines.append(f"{entry['quantity']}{entry['relation']}{entry['bound']:g}: {text}")
+        return "<Result: " + "\n  ".join(lines) + ">"
 
     def save(self, directory: str | Path, overwrite: bool = False) -> Path:
         """Write the run directory: weights, architecture, summary, recipe, history and report.
@@ -86,8 +97,8 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
     network, kept = problem.network, problem.data.kept
     head = find_head(network.module)
     size = problem.preprocess.input_size
+    check_logits(network, size)
     cost = count(network.module, size)
-    _check_logits(network, size)
     small = slice_head(network.module, head, kept) if problem.slice_head else network.module
     delivered = count(small, size) if problem.slice_head else cost
 
@@ -95,9 +106,11 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
         stored = artifact.slice_patterns(patterns, head, kept) if problem.slice_head else patterns
         return artifact.file_bytes(artifact.state_arrays(small), stored)
 
-    dense = totals(cost) | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
+    dense = cost.totals() | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
     setting = Setting(problem, head, cost, delivered, dense, file_bytes, room)
     plan = METHODS[str(config.name)].plan(setting, config)  # type: ignore[attr-defined]
+    if text := few_steps(problem):
+        plan.notes.append(text)
     control = given_control(setting, run)
     seconds = estimate_seconds(problem, room, plan.steps, plan.distil, run.control) if timed else 0.0
     return Prepared(setting, plan, config, seconds, control)
@@ -147,24 +160,6 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     if place.directory is not None:
         room.first(lambda: place.finish(result.model, files, summary, result.history))
     return result
-
-
-@torch.no_grad()
-def _check_logits(network: Network, size: int) -> None:
-    """Refuse a network that returns anything but one row of logits per image."""
-    found = network.module.eval()(torch.zeros(1, 3, size, size))
-    if not isinstance(found, torch.Tensor) or tuple(found.shape) != (1, network.classes):
-        what = f"{list(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-        raise InputError(
-            f"{network.spec} returns {what} for one image, not [1, {network.classes}]",
-            "wrap it so that it gives logits",
-        )
-
-
-def totals(cost: Cost) -> dict[str, Any]:
-    """The keys of a cost that ``summary.json`` reports."""
-    keys = ("params", "nonzero", "macs", "effective_macs", "channels", "volume")
-    return {key: int(getattr(cost, key)) for key in keys}
 
 
 def summarise(

@@ -127,11 +127,13 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         InputError: Missing, unreadable, or not a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(), _Loader)  # a SafeLoader
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
+        what = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the recipe {path}: {what}") from error
     except yaml.YAMLError as error:
-        raise InputError(f"the recipe {path} is not YAML: {error}") from error
+        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        raise InputError(f"the recipe {path} is not YAML: {f'line {mark.line + 1}: ' if mark else ''}{what}") from error
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} is not a mapping", "it starts with 'model: NAME'")
     method = content.get("method")
@@ -289,7 +291,11 @@ def _open_model(recipe: Recipe, source: Source, model: Any) -> tuple[Network, Pr
         own = copy.deepcopy(model).cpu().float().requires_grad_(True)
         return open_network(own, None, recipe.weights, seed=recipe.seed), None, None
     if artifact.names_run(recipe.model):
-        network, described, preprocess = artifact.load_network(recipe.model)
+        network, described, preprocess = artifact.load_network(
+            recipe.model,
+            # prune has no --model: a trained network goes by its spec and file, a pruned one through Python.
+            remedy=f"prune SPEC --weights {recipe.model}/model.safetensors; or in Python prune(load(DIR, model), ...)",
+        )
         return network, preprocess, described["labels"]
     named = recipe.weights is not None or recipe.data.labels is not None
     network = open_network(recipe.model, None if named else len(source.classes), recipe.weights, seed=recipe.seed)

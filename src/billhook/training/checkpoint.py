@@ -53,7 +53,7 @@ class Journal:
                 temporary,
                 metadata={"state": json.dumps(meta)},
             )
-            with open(temporary, "rb") as handle:
+            with open(temporary, "r+b") as handle:  # Windows flushes only what is open for writing
                 os.fsync(handle.fileno())
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
