@@ -9,6 +9,7 @@ import torch
 from billhook import artifact
 from billhook.methods import gradual
 from billhook.methods.gradual import GradualMasks, plan_images, schedule
+from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
 
 from .problems import carry_out, ready
@@ -219,3 +220,18 @@ def test_a_journal_of_another_round_goes_on(tmp_path):
     assert all(torch.equal(second.running[name], mean) for name, mean in first.running.items())
     assert first._update(1) == second._update(1)
     assert all(torch.equal(second.masked.masks[name], mask) for name, mask in first.masked.masks.items())
+
+
+def test_the_user_is_told_every_line_of_the_history():
+    class Told(Progress):
+        def __init__(self):
+            self.lines = []
+
+        def line(self, entry):
+            self.lines.append(entry)
+
+    prepared, told = ready("ragged", "crisp", "sparsity>=70%", block=8), Told()
+    module = prepared.setting.problem.network.module
+    outcome = prepared.plan.run(module, None, Journal(None), told, lambda history: None)
+    assert told.lines == outcome.history
+    assert {line["event"] for line in told.lines} == {"mask", "epoch"}

@@ -263,9 +263,10 @@ class _Fit:
             line.update(task.plugin.describe())
         line["seconds"] = round(self.seconds, 3)
         self._record([line])
-        task.progress.line(line)
 
     def _record(self, events: list[dict[str, Any]]) -> None:
+        for event in events:
+            self.task.progress.line(event)
         if events:
             self.history.extend(events)
             if self.task.on_history is not None and self.room.is_main:
