@@ -13,7 +13,7 @@ from torch import nn
 
 from billhook import artifact
 from billhook.control import control_key
-from billhook.data import open_source, read_image
+from billhook.data import open_source, parse_classes, read_image
 from billhook.errors import InputError, UsageError
 from billhook.methods import make_config
 from billhook.models import open_network, place
@@ -32,7 +32,7 @@ def prune(
     *,
     method: str | BaseModel = "crisp",
     budget: str | Sequence[str],
-    classes: Sequence[str | int] | None = None,
+    classes: str | Sequence[str | int] | None = None,
     labels: str | Path | None = None,
     weights: str | Path | None = None,
     epochs: float = 10.0,
@@ -59,7 +59,7 @@ def prune(
         data: A path, a spec (``"digits"``), or a pair of PyTorch datasets (train, test).
         method: A name or a config such as ``billhook.CRISP(nm="2:4", block=16)``.
         budget: ``"sparsity>=90%"``, or several.
-        classes: Kept classes, by name or index; all by default.
+        classes: Kept classes, by name or index, or as the command line takes them (``"cat,dog"``); all by default.
         labels: JSON file that names every head output.
         weights: Checkpoint for a spec.
         epochs: Passes over the training images in all phases together.
@@ -77,6 +77,10 @@ def prune(
         InfeasibleError: The budget is out of reach.
         RunError: The run failed while working.
     """
+    classes = None if classes is None or classes == "all" else _listed(classes)
+    budgets = [budget] if isinstance(budget, str) else budget
+    if not isinstance(budgets, Sequence) or not all(isinstance(text, str) for text in budgets):
+        raise UsageError(f"the budget {budget!r} is not text", 'such as "sparsity>=90%", or a list of several')
     content: dict[str, Any] = {
         "model": model if isinstance(model, str) else f"module:{type(model).__name__}",
         "weights": None if weights is None else str(weights),
@@ -91,7 +95,7 @@ def prune(
             "input_size": input_size,
         },
         "method": _method_fields(method),
-        "budget": [budget] if isinstance(budget, str) else list(budget),
+        "budget": list(budgets),
         "train": dict(train or {}) | {"epochs": epochs},
         "seed": seed,
         "head": head,
@@ -154,7 +158,7 @@ def measure(
     images_of: Any,
     *,
     weights: str | Path | None = None,
-    classes: Sequence[str | int] | None = None,
+    classes: str | Sequence[str | int] | None = None,
     labels: str | Path | None = None,
     model_for: str | None = None,
     input_size: int | None = None,
@@ -179,7 +183,7 @@ def measure(
     source = open_source(images_of)
     room = Room(device, precision)
     recipe = DataRecipe(
-        classes=None if classes is None else tuple(str(c) for c in classes),
+        classes=None if classes is None else tuple(str(c) for c in _listed(classes)),
         labels=None if labels is None else str(labels),
         input_size=input_size,
         mean=None if mean is None else tuple(mean),
@@ -232,6 +236,11 @@ def classify(directory: str | Path, images: Sequence[str | Path], model_for: str
 def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Rebuild the network of a run directory; see :func:`billhook.artifact.load`."""
     return artifact.load(directory, model)
+
+
+def _listed(classes: str | Sequence[str | int]) -> Sequence[str | int]:
+    """A lone text is read as the command line reads it; as a sequence it would be a class per letter."""
+    return parse_classes(classes) if isinstance(classes, str) else classes
 
 
 def _method_fields(method: str | BaseModel) -> dict[str, Any]:

@@ -255,9 +255,16 @@ def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Modu
 
 
 def load_network(
-    directory: str | Path, model: nn.Module | str | None = None
+    directory: str | Path,
+    model: nn.Module | str | None = None,
+    *,
+    remedy: str = "name it again: --model SPEC, or model= in Python",
 ) -> tuple[Network, dict[str, Any], Preprocess]:
-    """Like :func:`load`, with what the artifact says about the network and how to feed it."""
+    """Like :func:`load`, with what the artifact says about the network and how to feed it.
+
+    Args:
+        remedy: What to do about a run of the user's own code without ``model``.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"there is no directory {directory}")
@@ -276,9 +283,7 @@ def load_network(
         raise InputError(f"{directory / ARCHITECTURE} is damaged: {error!r}", "copy the run directory again") from error
     # Decided by the spec, not by what the file claims: reading an artifact must never run code that it names.
     if model is None and not _rebuildable(spec):
-        raise UsageError(
-            f"{directory} holds a network of your own code ({spec})", "name it again: --model SPEC, or model= in Python"
-        )
+        raise UsageError(f"{directory} holds a network of your own code ({spec})", remedy)
     tensors, metadata = read_safetensors(directory / WEIGHTS)
     if digest is not None and sha256(directory / WEIGHTS) != digest:
         raise InputError(

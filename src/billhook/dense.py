@@ -17,9 +17,9 @@ from billhook.cost import count
 from billhook.data import open_source
 from billhook.environment import describe_environment, peak_rss_bytes
 from billhook.errors import InputError, UsageError
-from billhook.estimate import estimate_seconds, in_words
+from billhook.estimate import estimate_seconds, few_steps, in_words
 from billhook.methods import first_problem
-from billhook.models import find_head, open_for_classes
+from billhook.models import check_logits, find_head, open_for_classes
 from billhook.problem import Problem
 from billhook.progress import Progress
 from billhook.proof import refuse_wild
@@ -92,10 +92,13 @@ def train_dense(
     chosen = recipe.data.classes
     network = open_for_classes(recipe.model, len(source.classes), recipe.weights, seed=recipe.seed)
     preprocess, data = open_data(source, network, recipe.data, recipe.seed)
+    check_logits(network, preprocess.input_size)
     room = Room(recipe.device, recipe.precision)
     progress = progress if room.is_main else Progress()
     train = recipe.train.config()
     problem = Problem(network, data, preprocess, (), train, recipe.train.epochs, recipe.seed, slice_head=False)
+    if text := few_steps(problem):
+        progress.say(f"note: {text}")
     progress.say(f"about {in_words(estimate_seconds(problem, room, problem.steps, False, 'none'))} of work")
     inputs = f"{artifact.state_hash(network.module)} {data.fingerprint}"
     room.first(lambda: place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite))

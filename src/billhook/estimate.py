@@ -14,6 +14,9 @@ from billhook.training.distil import distillation_loss
 from billhook.training.optim import make_optimizer
 from billhook.training.precision import Room
 
+# Below this a learning rate schedule has hardly begun: accuracy says nothing about the method.
+FEW_STEPS = 20
+
 
 def step_seconds(problem: Problem, room: Room, distil: bool, repeats: int = 2) -> float:
     """Seconds of one training step: the fastest of ``repeats`` after one that warms up; nothing is kept of them."""
@@ -53,6 +56,17 @@ def estimate_seconds(problem: Problem, room: Room, steps: int, distil: bool, con
     if control == "run":
         total += (problem.steps + validation) * plain
     return total
+
+
+def few_steps(problem: Problem) -> str:
+    """A note for who is about to train with next to no optimiser steps; empty when there are enough of them."""
+    if problem.steps >= FEW_STEPS:
+        return ""
+    times, images = "time" if problem.steps == 1 else "times", len(problem.data.train)
+    return (
+        f"weights are updated only {problem.steps} {times} ({images:,} images, batches of {problem.train.batch_size}); "
+        "a smaller --batch-size or more --epochs may do better"
+    )
 
 
 def in_words(seconds: float) -> str:

@@ -48,7 +48,7 @@ BAD: dict[str, tuple[list[str], int, str, str]] = {
     "sparsity above N:M alone": (["--method", "nm-only", "--budget", "sparsity>=60%"], 3, "infeasible", "2:4"),
     "bytes out of reach": (["--budget", "bytes<=1kB"], 3, "infeasible", "bytes<=1000B cannot be reached"),
     "no layer takes the pattern": (["--set", "nm=3:7", "--set", "block=14"], 2, "input", "no layer of tinycnn"),
-    "zero epochs": (["--epochs", "0"], 2, "usage", "train.epochs"),
+    "zero epochs": (["--epochs", "0"], 2, "usage", r"train.epochs = 0\.0: "),
     "endless epochs": (["--epochs", "inf"], 2, "usage", "train.epochs"),
     "learning rate not a number": (["--lr", "nan"], 2, "usage", "train.lr"),
     "epochs that is a word": (["--epochs", "many"], 2, "usage", "--epochs"),
@@ -56,7 +56,7 @@ BAD: dict[str, tuple[list[str], int, str, str]] = {
     "unknown precision": (["--precision", "fp16"], 2, "usage", "precision"),
     "unknown head": (["--head", "half"], 2, "usage", "head"),
     "control that is nowhere": (["--control", "nowhere"], 2, "input", "nowhere holds no finished run"),
-    "unknown flag": (["--bloock", "16"], 2, "usage", "--bloock"),
+    "unknown flag": (["--bloock", "16"], 2, "usage", "--bloock.*see billhook prune --help"),
     "missing data": (["--data", "nowhere/at/all"], 2, "input", "no data at nowhere/at/all"),
     "missing weights": (["--weights", "nowhere.safetensors"], 2, "input", "nowhere.safetensors"),
     "mean of two numbers": (["--mean", "0.5,0.5"], 2, "usage", "--mean"),
@@ -124,7 +124,7 @@ MISSING: dict[str, tuple[list[str], str]] = {
         ["prune", "tinycnn,width=2", "--data", "digits", "--method", "crisp", "--budget", "sparsity>=8%", "--out", "r"],
         "width=2",
     ),
-    "no recipe": (["prune", "nowhere.yaml", "--out", "run"], "nowhere.yaml"),
+    "no recipe": (["prune", "nowhere.yaml", "--out", "run"], "recipe nowhere.yaml: No such file or directory"),
     "train without data": (["train", "tinycnn", "--out", "run"], "--data"),
     "train without out": (["train", "tinycnn", "--data", "digits"], "--out"),
     "train with an unknown preset": (
@@ -306,7 +306,7 @@ def test_a_bad_command_leaves_the_run_that_it_would_overwrite(cli: Cli, dense: P
 
 RECIPES = {
     "not a mapping": ("[1, 2]", "not a mapping"),
-    "not YAML": ("model: [", "not YAML"),
+    "not YAML": ("model: [", r"not YAML: line 1: (?!.*unicode string)"),
     "unknown key": (
         "model: tinycnn\ndata: digits\nmetod: crisp\nbudget: sparsity>=80%",
         "recipe key metod.*'method'",
@@ -378,3 +378,44 @@ def test_evaluate_refuses_classes_that_the_run_does_not_have(cli: Cli, pruned: P
         "input",
         "resnet20|do not fit",
     )
+
+
+OWN = """
+from torch import nn
+def sixteen(num_classes=10):
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 256, num_classes))
+def any_size(num_classes=10):
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(16, num_classes))
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = any_size()
+    def forward(self, x):
+        return self.net(x), x
+"""
+
+
+def test_training_a_network_that_cannot_take_the_images(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    train = ["train", "own.py:sixteen", "--data", "digits", "--epochs", "1", "--out", "run"]
+    refused(cli, tmp_path, train, 2, "input", "own.py:sixteen fails on an image of .*--input-size")
+    train[1] = "own.py:Pair"
+    refused(cli, tmp_path, train, 2, "input", "own.py:Pair returns a tuple for one image")
+
+
+def test_pruning_a_run_of_ones_own_code_further_names_a_way(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    effort = ["--data", "digits", "--epochs", "1", "--images-per-class", "4", "--input-size", "8", "--quiet"]
+    assert cli("train", "own.py:any_size", *effort, "--out", "own").code == 0
+    prune = ["prune", "own", *effort, "--method", "magnitude", "--budget", "sparsity>=50%"]
+    refused(cli, tmp_path, [*prune, "--out", "r"], 2, "usage", r"prune SPEC --weights own/model\.safetensors")
+    way = ["prune", "own.py:any_size", "--weights", "own/model.safetensors", *prune[2:]]
+    assert cli(*way, "--dry-run").code == 0
+
+
+def test_a_network_with_nothing_to_prune(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    prune = ["prune", "own.py:sixteen", "--data", "digits", "--input-size", "16", "--epochs", "1", "--out", "run"]
+    unstructured = [*prune, "--method", "magnitude", "--budget", "sparsity>=50%"]
+    refused(cli, tmp_path, unstructured, 2, "input", r"no layer .* can be pruned \(0: first conv(?!.*N:M)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,43 @@ class Pair(nn.Module):
 def test_a_network_that_gives_no_logits_is_refused() -> None:
     with pytest.raises(InputError, match=r"returns a tuple for one image, not \[1, 10\]"):
         bh.prune(Pair(), datasets("uint8"), budget="sparsity>=60%", **EFFORT)
+
+
+class Fixed(nn.Module):
+    """Takes images of 16 x 16 pixels and no others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.top = nn.Linear(16 * 256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(self.conv(x).flatten(1))
+
+
+def test_a_network_of_another_input_size_is_refused_and_told_the_flag() -> None:
+    with pytest.raises(InputError, match=r"module:Fixed fails on an image of 8x8 pixels.*--input-size") as caught:
+        bh.prune(Fixed(), datasets("uint8"), budget="sparsity>=60%", **EFFORT)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_classes_may_be_one_text_as_on_the_command_line_and_a_result_shows_itself_briefly() -> None:
+    result = bh.prune("tinycnn", "digits", classes="3,5", budget="sparsity>=60%", **EFFORT)
+    assert result.summary["classes"] == ["3", "5"]
+    shown = repr(result)
+    assert len(shown.splitlines()) == 4
+    assert f"{100 * result.summary['pruned']['top1_kept']:.2f} %" in shown
+    assert re.search(r"sparsity>=0\.6: 0\.6\d+ \(ratio\), met", shown)
+
+
+def test_few_steps_are_noted() -> None:
+    result = bh.prune("tinycnn", "digits", classes="3,5", budget="sparsity>=60%", **EFFORT)
+    assert any(note.startswith("weights are updated only 2 times") for note in result.summary["notes"])
+
+
+def test_a_budget_that_is_a_number_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the budget 0\.8 is not text"):
+        bh.prune("tinycnn", "digits", budget=0.8, **EFFORT)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

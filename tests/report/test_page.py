@@ -231,3 +231,24 @@ def test_each_missing_file_leaves_only_its_section_out(run_directory: Path) -> N
         (run_directory / name).unlink()
         assert page(run_directory).ids == SECTIONS
     assert "The run recorded no accuracy or sparsity over the epochs." in page(run_directory).text
+
+
+def test_the_page_of_a_trained_network_claims_no_pruning(tmp_path: Path) -> None:
+    directory = tmp_path / "dense"
+    directory.mkdir()
+    summary = {
+        "method": "dense", "model": "resnet20", "data": "photos", "classes": ["a", "b"], "budget": [], "pruned": None,
+        "dense_finetuned": None, "seconds": {"train": 3.0, "total": 4.0},
+        "dense": {"top1_full": 0.755, "top1_kept": 0.755, "params": 269332, "nonzero": 269332, "macs": 40550656,
+                  "effective_macs": 40550656, "channels": 688, "bytes": 1090960},
+    }  # fmt: skip
+    (directory / "summary.json").write_text(json.dumps(summary))
+    line = {"phase": "train", "event": "epoch", "epoch": 1.0, "loss": 1.0, "val_top1_kept": 0.7}
+    (directory / "history.jsonl").write_text(json.dumps(line) + "\n")
+    (directory / "recipe.yaml").write_text("model: resnet20\n")
+    page = write_report(directory).read_text()
+    assert "75.5" in page
+    assert "resnet20 on photos, classes a and b, trained." in page
+    body = re.sub(r"<[^>]*>", " ", page[page.index("<body>") :]).lower()
+    for word in ("pruned", "control", "billhook prune", "not measured", "accuracy and sparsity"):
+        assert word not in body, word

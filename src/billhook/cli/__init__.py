@@ -71,9 +71,16 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own complaint
             message = error.format_message().rstrip(".")
-            return _fail(UsageError(message, "see billhook --help" if "--help" not in message else ""), as_json, debug)
+            return _fail(
+                UsageError(message, "" if "--help" in message else f"see {_command_of(error)} --help"), as_json, debug
+            )
         hint = "this is a defect in billhook; --debug shows the traceback"
         return _fail(RunError(f"{type(error).__name__}: {error}", hint), as_json, debug)
+
+
+def _command_of(complaint: Exception) -> str:
+    """The command that the parser was reading, such as ``billhook prune``."""
+    return getattr(getattr(complaint, "ctx", None), "command_path", "billhook")
 
 
 def _fail(error: BillhookError, as_json: bool, debug: bool) -> int:

@@ -59,7 +59,12 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+    if not where:
+        return message
+    given = first.get("input")
+    # The project's own complaints quote the value themselves.
+    shown = not str(first["msg"]).startswith("Value error") and isinstance(given, str | int | float)
+    return f"{where} = {given}: {message}" if shown else f"{where}: {message}"
 
 
 __all__ = [

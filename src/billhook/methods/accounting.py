@@ -160,7 +160,8 @@ class Accounting:
 
     def _reached(self, budget: Budget, lacking: float) -> str:
         if budget.quantity == "sparsity":
-            return f"{100 * (budget.bound - lacking / self.delivered.params):.2f} %"
+            return f"{100 * (budget.bound - lacking / self.delivered.params):.2f} % sparsity"
         if budget.unit == "ratio":
             return f"{100 * (budget.bound + lacking / float(self.dense[budget.quantity])):.2f} % of dense"
-        return f"{budget.bound + lacking:.4g}"
+        unit = "bytes" if budget.unit == "bytes" else budget.quantity
+        return f"{budget.bound + lacking:,.0f} {unit}"

@@ -45,7 +45,8 @@ class WeightSparsityPlan:
         targets = [t for t in targets if t.parameter in own]
         if not targets:
             reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
-            raise InputError(f"no layer of {problem.network.spec} takes the pattern ({reasons})", "choose another N:M")
+            what, hint = ("takes the pattern", "choose another N:M") if pattern else ("can be pruned", "")
+            raise InputError(f"no layer of {problem.network.spec} {what} ({reasons})", hint)
         self.targets = targets
         density = pattern.nm.density if pattern else 1.0
         accounting = Accounting(

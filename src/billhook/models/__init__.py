@@ -2,6 +2,7 @@
 
 from billhook.models.checkpoint import load_checkpoint, load_into, weights_hash
 from billhook.models.head import find_head, head_outputs
+from billhook.models.logits import check_logits
 from billhook.models.network import Network, build, open_for_classes, open_network
 from billhook.models.placement import place
 from billhook.models.registry import REGISTRY, canonical, look_alike, parse_spec
@@ -11,6 +12,7 @@ __all__ = [
     "Network",
     "build",
     "canonical",
+    "check_logits",
     "find_head",
     "head_outputs",
     "load_checkpoint",

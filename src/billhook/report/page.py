@@ -39,6 +39,7 @@ def _environment() -> jinja2.Environment:
 def _context(run: Run) -> dict[str, Any]:
     return {
         "headline": tables.headline(run),
+        "trained": tables.trained(run),
         "comparison": tables.comparison(run),
         "has_control": isinstance(run.summary.get("dense_finetuned"), dict),
         "budgets": tables.budget_table(run),

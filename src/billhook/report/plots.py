@@ -120,6 +120,7 @@ def curves(history: Sequence[Json]) -> Curves:
 
 def _accuracy(control: list[Json], epochs: list[Json]) -> tuple[str, list[Curve]]:
     """The best accuracy that was recorded: (what it is, its curves)."""
+    trained = bool(epochs) and all(entry.get("phase") == "train" for entry in epochs)
     for key, measure in (
         ("val_top1_kept", "validation top-1, kept classes"),
         ("val_top1_full", "validation top-1, full head"),
@@ -127,7 +128,7 @@ def _accuracy(control: list[Json], epochs: list[Json]) -> tuple[str, list[Curve]
     ):
         drawn = [
             Curve("control", "dense, fine-tuned (control)", _series(control, key)),
-            Curve("pruned", "pruned", _series(epochs, key)),
+            Curve("pruned", "dense" if trained else "pruned", _series(epochs, key)),
         ]
         drawn = [curve for curve in drawn if curve.points]
         if drawn:

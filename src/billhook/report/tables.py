@@ -58,8 +58,15 @@ def _kept(names: list[str]) -> str:
     return f"class {text}" if len(names) == 1 else text if len(names) > words.MOST_NAMES else f"classes {text}"
 
 
+def trained(run: Run) -> bool:
+    """Whether the directory is of ``billhook train``: a dense network, and nothing to hold it against."""
+    return run.summary.get("method") == "dense" and not part(run.summary, "pruned")
+
+
 def _kept_top1(run: Run) -> tuple[float | None, float | None, str]:
     """The delivered network's top-1, the one to hold it against, and the latter's name."""
+    if trained(run):
+        return words.number(part(run.summary, "dense").get("top1_kept")), None, ""
     delivered = words.number(part(run.summary, "pruned").get("top1_kept"))
     control = words.number(part(run.summary, "dense_finetuned").get("top1_kept"))
     if control is not None:
@@ -85,7 +92,8 @@ def headline(run: Run) -> Headline:
     model, data = str(summary.get("model") or "a network"), str(summary.get("data") or "unnamed data")
     method = str(summary.get("method") or "an unnamed method")
     names = _names(run)
-    sentences = [f"{model} on {data}" + (f", {_kept(names)}" if names else "") + f", pruned with {method}."]
+    sentences = [f"{model} on {data}" + (f", {_kept(names)}" if names else "")]
+    sentences[0] += ", trained." if trained(run) else f", pruned with {method}."
 
     budgets = _budgets(run)
     met = all(entry.get("met") is True for entry in budgets) if budgets else None
@@ -125,6 +133,12 @@ def _figures(run: Run, budgets: list[Json]) -> list[Figure]:
     against = "against the control" if part(run.summary, "dense_finetuned") else "against dense"
     gap = f"{words.points(delivered - reference)} {against}" if delivered is not None and reference is not None else ""
     figures = [Figure("Top-1, kept classes", words.percent(delivered), gap)]
+    if trained(run):
+        return [
+            *figures,
+            Figure("MACs", words.short_count(dense.get("macs")), ""),
+            Figure("File", words.size(dense.get("bytes")), ""),
+        ]
     for entry in budgets[:2]:
         quantity, unit = str(entry.get("quantity", "")), str(entry.get("unit", ""))
         name = words.QUANTITIES.get(quantity, quantity)
@@ -161,7 +175,7 @@ _ROWS: list[tuple[str, str, Callable[[Any], str], str, str]] = [
 
 
 def comparison(run: Run) -> list[tuple[str, list[Cell]]]:
-    """Rows of (label, [dense, dense fine-tuned, pruned])."""
+    """Rows of (label, [dense, dense fine-tuned, pruned]); of a trained network only the first of the three."""
     dense, control, pruned = (part(run.summary, key) for key in ("dense", "dense_finetuned", "pruned"))
     rows: list[tuple[str, list[Cell]]] = []
     for label, key in (("Top-1, full head", "top1_full"), ("Top-1, kept classes", "top1_kept")):
@@ -193,6 +207,8 @@ def comparison(run: Run) -> list[tuple[str, list[Cell]]]:
                 ],
             )
         )
+    if trained(run):
+        return [(label, cells[:1]) for label, cells in rows if label != "Packed file"]
     return rows
 
 
