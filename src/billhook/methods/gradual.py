@@ -44,8 +44,8 @@ class GradualConfig(BaseModel):
         "alike); null: scores as they are",
     )
     micro_batch: int = Field(16, ge=1, description="images per gradient of a saliency pass")
-    rounds: int = Field(16, ge=1, description="mask updates")
-    share: float = Field(0.5, gt=0, le=1, description="share of the steps before the masks are fixed")
+    rounds: int = Field(12, ge=1, description="mask updates")
+    share: float = Field(0.4, gt=0, le=1, description="share of the steps before the masks are fixed")
     schedule: Literal["cubic", "linear"] = "cubic"
     ste: bool = Field(True, description="straight-through gradients: closed weights keep learning")
     ste_rate: float = Field(0.02, ge=0, le=1, description="share of the gradient that reaches a closed weight")

@@ -30,7 +30,7 @@ class TrainConfig(BaseModel):
     ema: float | None = Field(None, gt=0, lt=1)
     distil: bool | None = None
     temperature: float = Field(2.0, gt=0)
-    distil_weight: float = Field(0.7, ge=0, le=1)
+    distil_weight: float = Field(0.9, ge=0, le=1)
     recalibrate: int = Field(0, ge=0)
     channels_last: bool = True
 
