@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from billhook.training.config import TrainConfig
+from billhook.recipe import TrainRecipe
+from billhook.training.config import PRESETS, TrainConfig
 from billhook.training.distil import distillation_loss
 from billhook.training.optim import learning_rate, make_optimizer
 
@@ -93,3 +94,28 @@ def test_the_scale_of_the_gradient_does_not_depend_on_the_temperature():
         grads.append(logits.grad)
     assert torch.allclose(grads[0], grads[1], rtol=0.02, atol=2e-5)
     assert functional.cosine_similarity(grads[0], (student - teacher) - (student - teacher).mean(), dim=1) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"milestones": (0.5, 0.75)}, {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01}),
+        ({"step_every": 3.0, "factor": 0.5}, {0: 1.0, 29: 1.0, 30: 0.5, 59: 0.5, 60: 0.25, 99: 0.125}),
+    ],
+)
+def test_step_schedule(fields, expected):
+    config = TrainConfig(lr=1.0, warmup=0, schedule="step", **fields)
+    for step, rate in expected.items():
+        assert learning_rate(config, step, 100, 10) == pytest.approx(rate)
+
+
+def test_presets_are_recipes():
+    """Every preset is a valid recipe; the papers' figures are spelled out."""
+    recipes = {name: TrainRecipe(**fields) for name, fields in PRESETS.items()}
+    assert recipes["crisp"].lr == 0.01
+    assert recipes["crisp"].weight_decay == 5e-4
+    assert recipes["chipnet"].epochs == 200
+    rates = [learning_rate(recipes["chipnet"].config(), epoch * 10, 2000, 10) for epoch in (0, 30, 60, 199)]
+    assert rates == pytest.approx([0.05, 0.025, 0.0125, 0.05 * 0.5**6])
+    rates = [learning_rate(recipes["hbgs"].config(), epoch * 10, 3000, 10) for epoch in (0, 149, 150, 299)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])

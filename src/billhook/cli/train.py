@@ -18,7 +18,9 @@ def train(
     data: common.Data = None,
     out: Annotated[str | None, typer.Option("--out", help="Run directory.")] = None,
     weights: common.Weights = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="cifar, imagenet or finetune.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="finetune, cifar, imagenet, crisp, chipnet, chipnet-preresnet, hbgs.")
+    ] = None,
     classes: common.Classes = None,
     settings: common.Settings = None,
     epochs: common.Epochs = None,

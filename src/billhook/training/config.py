@@ -11,6 +11,8 @@ class TrainConfig(BaseModel):
     """The recipe of one training loop.
 
     Rates are per step; ``warmup`` is in epochs; ``ema`` is the decay per step of the weight average (off when null).
+    The ``step`` schedule multiplies the rate by ``factor`` at each of the ``milestones`` (fractions of the run) and after
+    every ``step_every`` epochs.
     ``recalibrate`` images replace BatchNorm's running statistics after the last step (0 keeps them).
     ``distil`` null leaves the choice to the method (the control and ``billhook train`` then use none).
     """
@@ -24,7 +26,10 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     batch_size: int = Field(64, ge=2)
     warmup: float = Field(0.5, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    milestones: tuple[float, ...] = ()
+    step_every: float | None = Field(None, gt=0)
+    factor: float = Field(0.1, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
@@ -38,6 +43,40 @@ class TrainConfig(BaseModel):
 PRESETS: dict[str, dict[str, Any]] = {
     "finetune": {},
     "cifar": {"lr": 0.1, "batch_size": 128, "warmup": 1.0},
+    "crisp": {"lr": 0.01, "batch_size": 64, "warmup": 5.0, "nesterov": False},
+    "chipnet": {
+        "lr": 0.05,
+        "batch_size": 128,
+        "warmup": 0.0,
+        "weight_decay": 1e-3,
+        "nesterov": False,
+        "schedule": "step",
+        "step_every": 30.0,
+        "factor": 0.5,
+        "epochs": 200.0,
+    },
+    "chipnet-preresnet": {
+        "lr": 0.1,
+        "batch_size": 64,
+        "warmup": 0.0,
+        "weight_decay": 1e-3,
+        "nesterov": False,
+        "schedule": "step",
+        "milestones": (0.5, 0.75),
+        "epochs": 160.0,
+    },
+    "hbgs": {
+        "lr": 0.01,
+        "batch_size": 128,
+        "warmup": 0.0,
+        "weight_decay": 1e-4,
+        "nesterov": False,
+        "schedule": "step",
+        "milestones": (0.5,),
+        "epochs": 300.0,
+    },
     "imagenet": {"lr": 0.1, "batch_size": 256, "warmup": 5.0, "weight_decay": 1e-4, "label_smoothing": 0.1},
 }
-"""``finetune`` is what pruning uses; the other two train from random weights."""
+"""``finetune`` is what pruning uses; ``cifar`` and ``imagenet`` train from random weights; the others repeat the papers:
+CRISP's fine-tuning (PAPERS 1.1.7), ChipNet's dense training and that of its PreResNet-164 (2.3), HBGS's long fine-tuning
+(3.3; add ``distil`` for its teacher). ``epochs`` is theirs; ``--epochs`` goes first."""

@@ -25,11 +25,16 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int, steps_per_epoch: int) -> float:
-    """Cosine to zero (or constant) over ``steps``, after a linear warm-up of at most a tenth of them."""
+    """Cosine to zero, constant, or in steps, after a linear warm-up of at most a tenth of all ``steps``."""
     warmup = min(round(config.warmup * steps_per_epoch), steps // 10)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "step":
+        passed = sum(step >= milestone * steps for milestone in config.milestones)
+        if config.step_every is not None:
+            passed += int(step / (config.step_every * steps_per_epoch))
+        return config.lr * config.factor**passed
     progress = (step - warmup) / max(1, steps - warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
