@@ -11,6 +11,7 @@ from billhook.cli.common import percent, print_json
 from billhook.dense import make_train_recipe, train_dense
 from billhook.recipe import apply_settings, train_preset
 from billhook.track import tracked
+from billhook.training.config import PRESETS
 
 
 def train(
@@ -18,7 +19,7 @@ def train(
     data: common.Data = None,
     out: Annotated[str | None, typer.Option("--out", help="Run directory.")] = None,
     weights: common.Weights = None,
-    preset: Annotated[
+    preset: Annotated[str | None, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}.")] = None,
         str | None, typer.Option("--preset", help="finetune, cifar, imagenet, crisp, chipnet, chipnet-preresnet, hbgs.")
     ] = None,
     classes: common.Classes = None,

@@ -11,8 +11,8 @@ class TrainConfig(BaseModel):
     """The recipe of one training loop.
 
     Rates are per step; ``warmup`` is in epochs; ``ema`` is the decay per step of the weight average (off when null).
-    The ``step`` schedule multiplies the rate by ``factor`` at each of the ``milestones`` (fractions of the run) and after
-    every ``step_every`` epochs.
+    The ``step`` schedule multiplies the rate by ``factor`` at each of the ``milestones`` (fractions of the run) and
+    after every ``step_every`` epochs.
     ``recalibrate`` images replace BatchNorm's running statistics after the last step (0 keeps them).
     ``distil`` null leaves the choice to the method (the control and ``billhook train`` then use none).
     """
@@ -77,6 +77,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "imagenet": {"lr": 0.1, "batch_size": 256, "warmup": 5.0, "weight_decay": 1e-4, "label_smoothing": 0.1},
 }
-"""``finetune`` is what pruning uses; ``cifar`` and ``imagenet`` train from random weights; the others repeat the papers:
-CRISP's fine-tuning (PAPERS 1.1.7), ChipNet's dense training and that of its PreResNet-164 (2.3), HBGS's long fine-tuning
-(3.3; add ``distil`` for its teacher). ``epochs`` is theirs; ``--epochs`` goes first."""
+"""``finetune`` is what pruning uses; ``cifar`` and ``imagenet`` train from random weights; the others repeat papers:
+CRISP's fine-tuning (PAPERS 1.1.7), ChipNet's dense training and that of its PreResNet-164 (2.3), HBGS's long
+fine-tuning (3.3). ``epochs`` is theirs; ``--epochs`` goes first."""
