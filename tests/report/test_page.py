@@ -238,7 +238,7 @@ def test_the_page_of_a_trained_network_claims_no_pruning(tmp_path: Path) -> None
     directory.mkdir()
     summary = {
         "method": "dense", "model": "resnet20", "data": "photos", "classes": ["a", "b"], "budget": [], "pruned": None,
-        "dense_finetuned": None, "seconds": {"train": 3.0, "total": 4.0},
+        "dense_finetuned": None, "seconds": {"train": 3.0, "total": 4.0}, "peak_rss_bytes": 500_000_000,
         "dense": {"top1_full": 0.755, "top1_kept": 0.755, "params": 269332, "nonzero": 269332, "macs": 40550656,
                   "effective_macs": 40550656, "channels": 688, "bytes": 1090960},
     }  # fmt: skip

@@ -20,8 +20,6 @@ def train(
     out: Annotated[str | None, typer.Option("--out", help="Run directory.")] = None,
     weights: common.Weights = None,
     preset: Annotated[str | None, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}.")] = None,
-        str | None, typer.Option("--preset", help="finetune, cifar, imagenet, crisp, chipnet, chipnet-preresnet, hbgs.")
-    ] = None,
     classes: common.Classes = None,
     settings: common.Settings = None,
     epochs: common.Epochs = None,
