@@ -11,6 +11,7 @@ BIN   := .venv/bin
 KEY   := $(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' '-')
 PRUNE := .venv/.billhook-prune-$(KEY)
 DEV   := .venv/.billhook-dev-$(KEY)
+FULL  := .venv/.billhook-full-$(KEY)
 
 # More threads than cores make small tensors slow; the tests run in $(WORKERS) processes instead.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -22,23 +23,26 @@ else
 INSTALL = $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)") $(UV) pip install --quiet --python $(BIN)/python
 endif
 
+# What is installed already is enough when it holds more than what is asked for.
+TOOLS := $(if $(wildcard $(FULL)),$(FULL),$(DEV))
+
 .PHONY: demo test test-full check format clean
 
-demo: $(if $(wildcard $(DEV)),$(DEV),$(PRUNE))
+demo: $(if $(wildcard $(DEV) $(FULL)),$(TOOLS),$(PRUNE))
 	$(BIN)/billhook demo
 
-test: $(DEV)
+test: $(TOOLS)
 	$(PYTEST) -m "not slow"
 
-test-full: $(DEV)
+test-full: $(FULL)
 	$(PYTEST)
 
-check: $(DEV)
+check: $(TOOLS)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-format: $(DEV)
+format: $(TOOLS)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
@@ -62,4 +66,9 @@ $(PRUNE): | $(BIN)/python
 $(DEV): | $(BIN)/python
 	@echo "installing billhook, its dependencies and the tools of its tests into .venv"
 	@$(INSTALL) --constraint constraints.txt --editable ".[prune,dev]"
+	@rm -f .venv/.billhook-* && touch $@
+
+$(FULL): | $(BIN)/python
+	@echo "installing billhook, its dependencies, the tools of its tests, torchvision and timm into .venv"
+	@$(INSTALL) --constraint constraints.txt --editable ".[prune,dev,torchvision,timm]"
 	@rm -f .venv/.billhook-* && touch $@

@@ -58,7 +58,7 @@ KNOWS_ONLY = {
     "scores": {"data", "training"},
 }
 
-# Loaded only when a model spec names them; deliberately neither dependency nor extra.
+# Loaded by name, only when a model spec names them; extras of their own.
 ON_REQUEST = {"torchvision", "timm"}
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
 
@@ -219,6 +219,8 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
     extras = PROJECT["optional-dependencies"]
     declared = {requirement(text) for text in PROJECT["dependencies"] + extras["prune"] + extras["tensorboard"]}
     assert used == declared
+    assert set(extras) == {"prune", "tensorboard", "dev"} | ON_REQUEST
+    assert {requirement(text) for name in ON_REQUEST for text in extras[name]} == ON_REQUEST
 
 
 def test_the_bare_install_is_numpy():
@@ -284,8 +286,27 @@ def test_make_has_its_targets():
     assert "billhook demo" in plan_of("demo")
 
 
-def plan_of(target: str) -> str:
-    return subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True).stdout
+def plan_of(target: str, folder: Path = ROOT) -> str:
+    return subprocess.run(["make", "--dry-run", target], cwd=folder, capture_output=True, text=True).stdout
+
+
+def test_make_installs_as_much_as_is_asked_for(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+
+    def installs() -> dict[str, str]:
+        plans = {target: plan_of(target, folder=tmp_path) for target in ("demo", "test", "test-full", "check")}
+        return {target: "".join(re.findall(r'--editable "(.*)"', plan)) for target, plan in plans.items()}
+
+    full = ".[prune,dev,torchvision,timm]"
+    assert installs() == {"demo": ".[prune]", "test": ".[prune,dev]", "test-full": full, "check": ".[prune,dev]"}
+    stamp = next(word for word in plan_of("test-full", folder=tmp_path).split() if "/.billhook-full-" in word)
+    (tmp_path / stamp).touch()
+    assert installs() == {"demo": "", "test": "", "test-full": "", "check": ""}
+    (tmp_path / stamp).rename(tmp_path / stamp.replace("-full-", "-dev-"))
+    assert installs() == {"demo": "", "test": "", "test-full": full, "check": ""}
 
 
 def test_make_reads_its_constraints_and_its_uv():

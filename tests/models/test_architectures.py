@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from billhook.models import REGISTRY, build, find_head, open_network
+from billhook.models import REGISTRY, build, find_head, open_network, parse_spec
 from billhook.models.blocks import PadShortcut
 from billhook.models.mobilenet_v2 import pad_same
 
@@ -19,6 +19,20 @@ SPECS = [
     ("resnet18,stem=cifar,width=0.5", 32, 10),
     ("resnet34", 224, 1000),
     ("resnet50,width=0.25", 224, 1000),
+    ("resnet101,stem=cifar,width=0.125", 32, 10),
+    ("resnext50_32x4d,width=0.25", 224, 1000),
+    ("resnext50_32x4d,stem=cifar,width=0.25", 32, 10),
+    ("resnext101_32x8d,width=0.125", 224, 1000),
+    ("resnext101_32x16d,stem=cifar,width=0.125", 32, 10),
+    ("vgg16,width=0.125", 224, 1000),
+    ("vgg16,stem=cifar,width=0.25", 32, 10),
+    ("vgg16_bn,width=0.125", 224, 1000),
+    ("vgg16_bn,stem=cifar", 32, 10),
+    ("wrn26_12,width=1", 32, 10),
+    ("preresnet20", 32, 10),
+    ("preresnet56", 32, 10),
+    ("preresnet110", 32, 10),
+    ("preresnet164", 32, 10),
     ("mobilenet_v2", 224, 1000),
     ("mobilenet_v2,padding=tf,width=0.5", 224, 1000),
     ("tinycnn", 8, 10),
@@ -37,7 +51,7 @@ def test_opened_network_is_what_it_says(spec, size, classes):
     assert not network.initialised
     assert network.weights_hash is None
     assert not network.module.training
-    small = max(size // 4, 8)
+    small = 32 if "vgg" in spec else max(size // 4, 8)
     with torch.no_grad():
         assert network.module(torch.zeros(2, 3, small, small)).shape == (2, classes)
 
@@ -68,6 +82,28 @@ def test_parameter_counts(spec, classes, count):
     assert params(build(spec, classes)) == count
 
 
+@pytest.mark.parametrize(
+    ("spec", "classes", "count"),
+    [
+        ("resnet101", 1000, 44_549_160),  # these and below to VGG-16-BN: torchvision's table
+        ("resnext50_32x4d", 1000, 25_028_904),
+        ("resnext101_32x8d", 1000, 88_791_336),
+        ("resnext101_32x16d", 1000, 194_026_792),
+        ("resnext101_32x16d,stem=cifar", 10, 191_990_602),  # CIFAR-10: "193 M" in the HBGS paper
+        ("vgg16", 1000, 138_357_544),
+        ("vgg16_bn", 1000, 138_365_992),
+        ("vgg16_bn,stem=cifar", 10, 14_728_266),
+        ("wrn26_12", 10, 52_520_538),
+        ("preresnet164", 10, 1_703_258),  # He et al. 2016b: 1.7 M
+        ("preresnet164", 100, 1_726_388),
+    ],
+)
+def test_parameter_counts_of_large_networks(spec, classes, count):
+    name, options = parse_spec(spec)
+    with torch.device("meta"):  # shapes only
+        assert params(REGISTRY[name].build(classes, REGISTRY[name].complete(options))) == count
+
+
 def test_torchvision_names():
     resnet = build("resnet50").state_dict()
     assert resnet["layer1.0.downsample.0.weight"].shape == (256, 64, 1, 1)
@@ -78,9 +114,80 @@ def test_torchvision_names():
     assert mobile["features.2.conv.1.0.weight"].shape == (96, 1, 3, 3)
     assert mobile["features.18.0.weight"].shape == (1280, 320, 1, 1)
     assert mobile["classifier.1.weight"].shape == (1000, 1280)
+    grouped = build("resnext50_32x4d").state_dict()
+    assert grouped["layer1.0.conv2.weight"].shape == (128, 4, 3, 3)
+    assert grouped["layer4.2.conv3.weight"].shape == (2048, 1024, 1, 1)
+    vgg = build("vgg16_bn,width=0.125").state_dict()
+    assert vgg["features.40.weight"].shape == (64, 64, 3, 3)
+    assert vgg["features.40.bias"].shape == vgg["features.41.running_var"].shape == (64,)
+    assert vgg["classifier.0.weight"].shape == (512, 64 * 49)
+    assert vgg["classifier.6.weight"].shape == (1000, 512)
 
 
-@pytest.mark.parametrize("spec", ["resnet20", "resnet18,stem=cifar,width=0.25", "mobilenet_v2,width=0.25", "tinycnn"])
+def test_names_of_the_cifar_networks():
+    vgg = build("vgg16,stem=cifar,width=0.25").state_dict()
+    assert vgg["features.28.weight"].shape == (128, 128, 3, 3)
+    assert vgg["classifier.weight"].shape == (10, 128)
+    wide = build("wrn26_12,width=2").state_dict()
+    assert wide["conv1.weight"].shape == (16, 3, 3, 3)
+    assert wide["layer1.0.downsample.0.weight"].shape == (32, 16, 1, 1)
+    assert wide["layer3.3.conv2.weight"].shape == (128, 128, 3, 3)
+    assert len({name.split(".")[1] for name in wide if name.startswith("layer2")}) == 4
+    pre = build("preresnet164").state_dict()
+    assert pre["layer1.0.bn1.weight"].shape == (16,)
+    assert pre["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
+    assert pre["layer3.17.conv3.weight"].shape == (256, 64, 1, 1)
+    assert pre["bn.weight"].shape == (256,)
+    assert "layer2.0.downsample.1.weight" not in pre
+
+
+def test_a_pre_activation_block_adds_to_its_input_as_it_is():
+    block = build("preresnet20").get_submodule("layer1.1")
+    with torch.no_grad():
+        block.get_parameter("conv3.weight").zero_()
+        x = torch.randn(2, 64, 4, 4)
+        assert torch.equal(block(x), x)
+
+
+def test_groups_do_not_mix():
+    conv = build("resnext50_32x4d,width=0.25").get_submodule("layer1.0.conv2")
+    x = torch.randn(1, 32, 4, 4)
+    other = x.clone()
+    other[:, 0] += 1
+    with torch.no_grad():
+        changed = (conv(x) - conv(other)).abs().amax(dim=(0, 2, 3)) > 0
+    assert changed.nonzero().flatten().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "spec", ["resnet18", "resnet20", "resnext50_32x4d,width=0.125", "vgg16_bn,width=0.125", "preresnet20", "wrn26_12"]
+)
+def test_activations_are_modules_of_their_own_and_overwrite_nothing(spec):
+    name, options = parse_spec(spec)
+    with torch.device("meta"):
+        module = REGISTRY[name].build(10, REGISTRY[name].complete(options))
+    calls: list[nn.Module] = []
+    for part in module.modules():
+        if isinstance(part, nn.ReLU):
+            assert not part.inplace
+            part.register_forward_hook(lambda part, args, output: calls.append(part))
+    module(torch.zeros(2, 3, 32, 32, device="meta"))
+    assert len(calls) == len(set(calls)) > 8
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "resnet20",
+        "resnet18,stem=cifar,width=0.25",
+        "resnext50_32x4d,width=0.125",
+        "vgg16,stem=cifar,width=0.25",
+        "wrn26_12,width=1",
+        "preresnet20",
+        "mobilenet_v2,width=0.25",
+        "tinycnn",
+    ],
+)
 def test_random_weights_are_a_function_of_the_seed(spec):
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -98,7 +205,18 @@ def test_kaiming_scale():
 
 
 @pytest.mark.parametrize(
-    "spec", ["resnet20", "resnet20,shortcut=conv", "mobilenet_v2,padding=tf,width=0.25", "tinycnn"]
+    "spec",
+    [
+        "resnet20",
+        "resnet20,shortcut=conv",
+        "resnext50_32x4d,stem=cifar,width=0.125",
+        "vgg16,width=0.0625",
+        "vgg16_bn,stem=cifar,width=0.125",
+        "wrn26_12,width=1",
+        "preresnet20",
+        "mobilenet_v2,padding=tf,width=0.25",
+        "tinycnn",
+    ],
 )
 def test_torch_export_traces_it(spec):
     network = open_network(spec)
@@ -134,7 +252,15 @@ def test_same_padding_is_heavier_at_the_end(size, stride, pads):
 
 
 def test_find_head_of_ours():
-    heads = {
-        spec: find_head(build(spec)) for spec in ("resnet20", "resnet20,shortcut=conv", "resnet18", "mobilenet_v2")
+    expected = {
+        "resnet20": "linear",
+        "resnet20,shortcut=conv": "fc",
+        "resnet18": "fc",
+        "resnext50_32x4d,width=0.125": "fc",
+        "vgg16,width=0.125": "classifier.6",
+        "vgg16,stem=cifar": "classifier",
+        "wrn26_12,width=1": "fc",
+        "preresnet20": "fc",
+        "mobilenet_v2": "classifier.1",
     }
-    assert list(heads.values()) == ["linear", "fc", "fc", "classifier.1"]
+    assert {spec: find_head(build(spec)) for spec in expected} == expected

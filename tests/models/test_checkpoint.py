@@ -146,6 +146,8 @@ def test_long_lists_are_cut(state):
         ("resnet20,shortcut=a", "resnet20,shortcut=conv", "look like resnet20,shortcut=conv"),
         ("resnet18", "resnet34,stem=cifar,width=0.25", "look like resnet34,stem=cifar,width=0.25"),
         ("resnet56", "mobilenet_v2", "look like mobilenet_v2"),
+        ("vgg16_bn,stem=cifar,width=0.25", "vgg16,stem=cifar,width=0.25", "look like vgg16,stem=cifar,width=0.25"),
+        ("wrn26_12,width=1", "preresnet20", "look like preresnet20"),
     ],
 )
 def test_hint_names_the_architecture_that_fits(tmp_path, built, weights_of, like):
@@ -178,6 +180,25 @@ def test_options_and_classes_are_read_from_the_weights(tmp_path):
         open_network("resnet18", classes=5, weights=path)
     save_file(build("resnet20,shortcut=conv").state_dict(), path)
     assert open_network("resnet20", weights=path).spec == "resnet20,shortcut=conv"
+
+
+@pytest.mark.parametrize(
+    ("spec", "size"),
+    [
+        ("resnext50_32x4d,stem=cifar,width=0.125", 32),
+        ("vgg16,width=0.0625", 224),
+        ("vgg16_bn,stem=cifar,width=0.25", 32),
+        ("wrn26_12,width=2", 32),
+        ("preresnet20", 32),
+    ],
+)
+def test_options_of_the_larger_networks_are_read_from_the_weights(tmp_path, spec, size):
+    path = tmp_path / "w.safetensors"
+    module = build(spec, classes=7)
+    save_file(module.state_dict(), path)
+    network = open_network(spec.partition(",")[0], weights=path)
+    assert (network.spec, network.classes, network.input_size) == (spec, 7, size)
+    assert same(network.module.state_dict(), module.state_dict())
 
 
 def test_weights_hash_is_of_the_values(tmp_path):

@@ -1,5 +1,6 @@
 """Networks of the user's own, of libraries, and modules that are passed in."""
 
+import logging
 import sys
 import types
 
@@ -177,3 +178,58 @@ def test_timm(monkeypatch):
     assert (network.classes, network.builtin) == (3, True)
     with pytest.raises(UsageError, match="did you mean 'resnet10t'"):
         open_network("timm:resnet10")
+
+
+def offline(*lines):
+    def fail(*args, **kwargs):
+        raise OSError("\n".join(lines))
+
+    return fail
+
+
+def library(monkeypatch, name, make):
+    """Stands in for a library whose factory is ``make``."""
+    fake = types.ModuleType("torchvision.models" if name == "torchvision" else name)
+    fake.list_models = lambda module=None: ["net"]
+    fake.is_model = lambda model: model == "net"
+    fake.get_model = fake.create_model = make
+    package = types.ModuleType("torchvision")
+    package.models = fake
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm"])
+def test_default_weights_without_a_network_are_one_clear_line(monkeypatch, name):
+    library(monkeypatch, name, offline("", "no route to host " + 60 * "and so on ", "a second line"))
+    with pytest.raises(InputError) as caught:
+        open_network(f"{name}:net", weights="default")
+    start = f"the default weights of {name}:net cannot be loaded: OSError: no route to host and so on"
+    assert caught.value.message.startswith(start)
+    assert caught.value.message.endswith(" ...")
+    assert len(caught.value.message) < 300
+    assert "second" not in str(caught.value)
+    assert "check the network connection" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm"])
+def test_a_library_that_cannot_build_the_network_is_named(monkeypatch, name):
+    library(monkeypatch, name, offline("no such argument"))
+    with pytest.raises(InputError, match=f"{name}:net failed: OSError: no such argument") as caught:
+        open_network(f"{name}:net", classes=3)
+    assert "weights" not in str(caught.value)
+
+
+def test_the_hub_client_is_quiet_for_the_attempt_only(monkeypatch, caplog):
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+
+    def make(*args, **kwargs):
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
+        raise OSError("gone")
+
+    library(monkeypatch, "timm", make)
+    with pytest.raises(InputError, match="OSError: gone"):
+        open_network("timm:net", weights="default")
+    assert not caplog.records
+    assert logger.level == before

@@ -19,6 +19,11 @@ def squeezenet_like() -> nn.Module:
     )
 
 
+def dla_like() -> nn.Module:
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout())
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), pool, nn.Conv2d(8, 5, 1), nn.Flatten())
+
+
 class HeadDeclaredFirst(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -31,6 +36,7 @@ class HeadDeclaredFirst(nn.Module):
     [
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 9), nn.Linear(9, 7), nn.Softmax(1)), "3", 7),
         (squeezenet_like(), "3", 5),
+        (dla_like(), "3", 5),
         (HeadDeclaredFirst(), "head", 4),
         (nn.Linear(3, 2), "", 2),
     ],
@@ -46,6 +52,7 @@ def test_find_head(module, name, outputs):
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()),
         nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1)),
         nn.Sequential(nn.Conv2d(3, 8, 1)),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)),
         nn.ReLU(),
     ],
 )

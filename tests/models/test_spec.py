@@ -20,6 +20,8 @@ from billhook.models import REGISTRY, canonical, open_network, parse_spec
         ),
         ("resnet18,width=2", "resnet18", {"width": 2.0}, "resnet18,width=2"),
         ("mobilenet_v2,padding=tf", "mobilenet_v2", {"padding": "tf"}, "mobilenet_v2,padding=tf"),
+        ("wrn26_12,width=12", "wrn26_12", {"width": 12.0}, "wrn26_12"),
+        ("resnext101_32x16d,stem=cifar", "resnext101_32x16d", {"stem": "cifar"}, "resnext101_32x16d,stem=cifar"),
         ("net.py:make", "net.py:make", {}, "net.py:make"),
     ],
 )
@@ -43,6 +45,9 @@ def test_parse_and_canonical(text, name, options, back):
         ("resnet18,width", "not known"),
         ("resnet18,width=1,width=2", "said twice"),
         ("tinycnn,width=2", "takes no options"),
+        ("preresnet164,stem=cifar", "takes no options"),
+        ("vgg16bn", "did you mean 'vgg16_bn'"),
+        ("resnext101_32x8", "did you mean 'resnext101_32x8d'"),
     ],
 )
 def test_wrong_specs(text, says):

@@ -75,23 +75,34 @@ class Bottleneck(nn.Module):
 
     Args:
         inputs: Channels in.
-        planes: Channels of the 3x3 convolution; the block puts out four times as many.
+        planes: A quarter of the channels that the block puts out.
         stride: Of the 3x3 convolution.
         downsample: The shortcut where it is not the identity.
+        groups: Of the 3x3 convolution (the cardinality of Xie et al., 2017).
+        group_width: Channels of one group where ``planes`` is 64, and in proportion elsewhere.
     """
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        stride: int,
+        downsample: nn.Module | None,
+        groups: int = 1,
+        group_width: int = 64,
+    ) -> None:
         super().__init__()
         outputs = planes * self.expansion
-        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        middle = max(1, planes * group_width // 64) * groups
+        self.conv1 = nn.Conv2d(inputs, middle, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
         self.relu1 = nn.ReLU()
-        self.conv2 = conv3x3(planes, planes, stride)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride=stride, padding=1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.conv3 = nn.Conv2d(middle, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = downsample
         self.relu3 = nn.ReLU()

@@ -7,7 +7,9 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from torch import nn
 
 from billhook.errors import BillhookError, InputError, UsageError, nearest
 from billhook.models.architecture import IMAGENET, Defaults
+from billhook.models.torchvision_adapter import with_operators
 
 LIBRARIES = ("torchvision", "timm")
 
@@ -36,7 +39,7 @@ def build_foreign(spec: str, classes: int | None, pretrained: bool = False) -> t
 
     Raises:
         UsageError: No such file, module, attribute or name, or the library is not installed.
-        InputError: The user's code raises, or does not give an ``nn.Module``.
+        InputError: The user's code or the library raises, gives no ``nn.Module``, or cannot download.
     """
     where, _, name = spec.rpartition(":")
     if where in LIBRARIES:
@@ -50,7 +53,7 @@ def _users(spec: str, where: str, name: str, classes: int | None) -> nn.Module:
     path = Path(where)
     with _importable(path.parent if where.endswith(".py") else Path()):
         try:
-            module = _import_file(path) if where.endswith(".py") else _import_module(where)
+            module = with_operators(lambda: _import_file(path) if where.endswith(".py") else _import_module(where))
             factory = getattr(module, name, None)
             if factory is None:
                 public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -59,7 +62,8 @@ def _users(spec: str, where: str, name: str, classes: int | None) -> nn.Module:
                 return copy.deepcopy(factory)
             if not callable(factory):
                 raise UsageError(f"{spec} is a {type(factory).__name__}, not a function", "name a function or a class")
-            network = factory(**({"num_classes": classes} if classes and _takes_classes(factory) else {}))
+            sized = {"num_classes": classes} if classes and _takes_classes(factory) else {}
+            network = with_operators(lambda: factory(**sized))
         except BillhookError:
             raise
         except Exception as error:  # whatever a user's code may raise
@@ -114,10 +118,37 @@ def _takes_classes(factory: Callable[..., Any]) -> bool:
 
 def _library(name: str) -> Any:
     try:
-        return importlib.import_module("torchvision.models" if name == "torchvision" else name)
+        return with_operators(lambda: importlib.import_module("torchvision.models" if name == "torchvision" else name))
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch
         hint = f"pip install {name}, in the version that fits your PyTorch; or use a built-in network"
         raise UsageError(f"{name} cannot be imported: {error}", hint) from error
+
+
+def _made(spec: str, pretrained: bool, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        with _quiet_hub():
+            return make()
+    except Exception as error:  # the library's, its HTTP client's and the system's
+        lines = str(error).strip().splitlines()
+        said = f"{type(error).__name__}: {textwrap.shorten(lines[0], 160, placeholder=' ...') if lines else ''}"
+        if pretrained:
+            raise InputError(
+                f"the default weights of {spec} cannot be loaded: {said}",
+                "check the network connection, or give the path of a weights file",
+            ) from error
+        raise InputError(f"{spec} failed: {said}", "the library cannot build this network as asked") from error
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Silences the hub client's two lines per attempt: what became of the last one is in the error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _torchvision(name: str, classes: int | None, pretrained: bool) -> tuple[nn.Module, Defaults]:
@@ -125,7 +156,8 @@ def _torchvision(name: str, classes: int | None, pretrained: bool) -> tuple[nn.M
     if name not in models.list_models(module=models):
         raise UsageError(f"torchvision has no network '{name}'", nearest(name, models.list_models(module=models)))
     sized = {} if classes is None or pretrained else {"num_classes": classes}
-    network: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
+    weights = "DEFAULT" if pretrained else None
+    network = _made(f"torchvision:{name}", pretrained, lambda: models.get_model(name, weights=weights, **sized))
     return network, IMAGENET
 
 
@@ -134,7 +166,7 @@ def _timm(name: str, classes: int | None, pretrained: bool) -> tuple[nn.Module, 
     if not timm.is_model(name.partition(".")[0]):
         raise UsageError(f"timm has no network '{name}'", nearest(name, timm.list_models()))
     sized = {} if classes is None or pretrained else {"num_classes": classes}
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, **sized)
+    network = _made(f"timm:{name}", pretrained, lambda: timm.create_model(name, pretrained=pretrained, **sized))
     config: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
     return network, Defaults(
         tuple(config.get("mean", IMAGENET.mean)),

@@ -14,7 +14,8 @@ def find_head(module: nn.Module) -> str:
     """The name of the classifier: what produces the logits.
 
     It is the last module with weights when that is an ``nn.Linear``, or a 1x1 convolution with a global pooling
-    behind it (as in SqueezeNet); else the last ``nn.Linear``, for networks that declare their parts out of order.
+    behind it (as in SqueezeNet) or right before it (as in timm's DLA); else the last ``nn.Linear``, for networks that
+    declare their parts out of order.
 
     Raises:
         InputError: No classifier is found.
@@ -22,13 +23,17 @@ def find_head(module: nn.Module) -> str:
     leaves: list[tuple[str, nn.Module]] = [
         (name, leaf) for name, leaf in module.named_modules() if not list(leaf.children())
     ]
-    pooled = False
+    pooled, last = False, ""
     for name, leaf in reversed(leaves):
         pooled = pooled or isinstance(leaf, _AdaptiveAvgPoolNd | _AvgPoolNd)
-        if isinstance(leaf, nn.Conv2d) and leaf.kernel_size == (1, 1) and leaf.groups == 1 and pooled:
-            return name
+        if pooled and last:
+            return last
         if isinstance(leaf, nn.Linear) or next(leaf.parameters(), None) is not None:
-            break
+            if last or not (isinstance(leaf, nn.Conv2d) and leaf.kernel_size == (1, 1) and leaf.groups == 1):
+                break
+            last = name
+            if pooled:
+                return last
     linears: list[str] = [name for name, leaf in module.named_modules() if isinstance(leaf, nn.Linear)]
     if not linears:
         raise InputError(

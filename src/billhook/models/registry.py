@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from billhook.errors import UsageError
-from billhook.models import cifar_resnet, mobilenet_v2, resnet, tinycnn
+from billhook.models import cifar_resnet, mobilenet_v2, preresnet, resnet, resnext, tinycnn, vgg, wide_resnet
 from billhook.models.architecture import Architecture, Options, OptionValue, check_name
 from billhook.models.blocks import BasicBlock, Bottleneck
 from billhook.models.head import find_head
@@ -25,6 +25,17 @@ REGISTRY: dict[str, Architecture] = {
     "resnet18": resnet.architecture(BasicBlock, (2, 2, 2, 2)),
     "resnet34": resnet.architecture(BasicBlock, (3, 4, 6, 3)),
     "resnet50": resnet.architecture(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": resnet.architecture(Bottleneck, (3, 4, 23, 3)),
+    "resnext50_32x4d": resnext.architecture((3, 4, 6, 3), group_width=4),
+    "resnext101_32x8d": resnext.architecture((3, 4, 23, 3), group_width=8),
+    "resnext101_32x16d": resnext.architecture((3, 4, 23, 3), group_width=16),
+    "vgg16": vgg.architecture(batch_norm=False),
+    "vgg16_bn": vgg.architecture(batch_norm=True),
+    "wrn26_12": wide_resnet.architecture(26, 12),
+    "preresnet20": preresnet.architecture(20),
+    "preresnet56": preresnet.architecture(56),
+    "preresnet110": preresnet.architecture(110),
+    "preresnet164": preresnet.architecture(164),
     "mobilenet_v2": mobilenet_v2.ARCHITECTURE,
     "tinycnn": tinycnn.ARCHITECTURE,
 }
