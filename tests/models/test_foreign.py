@@ -132,6 +132,7 @@ def test_passed_module_is_copied_before_weights_go_in(tmp_path):
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_library_that_is_absent(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setitem(sys.modules, f"{library}.models", None)  # it may be there from another test
     with pytest.raises(UsageError, match=f"pip install {library}"):
         open_network(f"{library}:resnet18")
 
