@@ -197,13 +197,15 @@ def measure(
             kept_outputs = range(network.classes) if sliced else described["head"]["kept"]
             recipe = recipe.model_copy(update={"classes": tuple(kept_outputs)})
         recipe = recipe.model_copy(update={"labels": None})
-        _, data = open_data(source, network, recipe, 0, labels=described["labels"], preprocess=preprocess, decode=False)
+        _, data = open_data(
+            source, network, recipe, 0, labels=described["labels"], preprocess=preprocess, decode=False, only_test=True
+        )
     else:
         named = weights is not None or labels is not None or not isinstance(model, str)
         # A network that was passed in keeps its device and layout.
         own = model if isinstance(model, str) else copy.deepcopy(model)
         network = open_network(own, None if named else len(source.classes), weights)
-        preprocess, data = open_data(source, network, recipe, 0, decode=False)
+        preprocess, data = open_data(source, network, recipe, 0, decode=False, only_test=True)
     images, kept, names = data.test, data.kept, list(data.kept_names)
     module = place(network.module, room.device)
     # The outputs that were asked for may be fewer than a sliced head has, so they are picked from it like any others.

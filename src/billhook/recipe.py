@@ -317,6 +317,7 @@ def open_data(
     labels: Sequence[Any] | None = None,
     preprocess: Preprocess | None = None,
     decode: bool = True,
+    only_test: bool = False,
 ) -> tuple[Preprocess, Data]:
     """The images of a recipe, prepared for a network.
 
@@ -324,6 +325,7 @@ def open_data(
         labels: What a run calls its outputs; the recipe's own label file goes first.
         preprocess: A run's own; the recipe's own sizes and normalisation go first.
         decode: Decode all images now instead of on first use.
+        only_test: Only test images are needed.
     """
     classes = recipe.classes
     if labels is not None and recipe.labels is None:
@@ -345,6 +347,7 @@ def open_data(
         images_per_class=recipe.images_per_class,
         seed=seed,
         preprocess=preprocess if decode else None,
+        only_test=only_test,
     )
     return preprocess, data
 

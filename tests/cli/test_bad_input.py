@@ -179,7 +179,7 @@ def test_class_names_suggest_the_nearest(cli: Cli, tmp_path: Path) -> None:
         ({"train/cat": 4, "train/dog": 4, "test/cat": 2, "test/dog": 0}, "class 'dog' has no test images"),
         ({"train/cat": 0, "train/dog": 0, "test/cat": 0}, "no images in"),
         ({"cat": 0}, "no images in"),
-        ({"test/cat": 4}, "no train/ folder"),
+        ({"test/cat": 4}, "class 'cat' has no training images"),
         ({}, "no images in"),
     ],
 )

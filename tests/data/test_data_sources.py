@@ -46,6 +46,16 @@ def test_without_a_test_split_15_percent_become_one(tree, layout):
     assert select(source).fingerprint == select(again).fingerprint
 
 
+@pytest.mark.parametrize("layout", [{"test/a": 3, "test/b": 2}, {"val/a": 3, "val/b": 2}])
+def test_test_images_alone_are_enough_to_evaluate_on(tree, layout):
+    source = open_source(tree(layout))
+    assert counts(source)["test"] == [3, 2]
+    data = select(source, only_test=True)
+    assert (len(data.train), len(data.val), len(data.test)) == (0, 0, 5)
+    with pytest.raises(InputError, match="class 'a' has no training images"):
+        select(source)
+
+
 def test_folder_reading_skips_hidden_and_foreign_files_and_goes_deep(tree):
     root = tree({"train/a": 2, "train/.hidden": 2, "test/a": 1})
     (root / "train/a/.0.png").write_bytes(b"")
@@ -81,7 +91,6 @@ def test_native_size(tree):
         ({}, "no images in"),
         ({"a": 0, "b": 0}, "no images in"),
         ({"train/a": 0, "test/a": 1}, "no images in"),
-        ({"val/a": 1, "test/a": 1}, "no train/ folder in"),
         ({"train/a": 1, "val/a": 1, "valid/a": 1}, "has both val/ and valid/"),
     ],
 )

@@ -7,8 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from billhook.data.decode import EXTENSIONS, looks_intact
-from billhook.data.source import EncodedRows, Labels, Rows, Source
+from billhook.data.source import EncodedRows, Labels, PartRows, Rows, Source
 from billhook.data.splits import with_test
 from billhook.errors import InputError
 
@@ -63,7 +65,7 @@ def open_folder(root: Path) -> Source:
     """Open an image-folder tree.
 
     Raises:
-        InputError: There is no image in it, or the tree has no training part.
+        InputError: There is no image in it.
     """
     folders = _folders(root)
     named: dict[str, Path] = {}
@@ -75,15 +77,18 @@ def open_folder(root: Path) -> Source:
             named[split] = folder
     if not named:
         return _bare(root, folders)
-    if "train" not in named:
-        raise InputError(f"no train/ folder in {root}", LAYOUT)
     if "test" not in named and "val" in named:
         named["test"] = named.pop("val")
     classes = sorted({folder.name for split in named.values() for folder in _folders(split)})
     splits: dict[str, Rows] = {}
     for split, path in named.items():
         splits[split] = _scan(path, classes)
-    if not len(splits["train"]):
+    if "train" not in splits:
+        if not len(splits["test"]):
+            raise InputError(f"no images in {named['test']}", LAYOUT)
+        # Enough to evaluate on; training says that its classes have no images.
+        splits["train"] = PartRows(splits["test"], np.zeros(0, dtype=np.int64))
+    elif not len(splits["train"]):
         raise InputError(f"no images in {named['train']}", LAYOUT)
     if "test" not in splits:
         splits |= with_test(splits["train"], classes, TEST_SHARE)

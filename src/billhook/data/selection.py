@@ -69,6 +69,7 @@ def select(
     images_per_class: int | None = None,
     seed: int = 0,
     preprocess: Preprocess | None = None,
+    only_test: bool = False,
 ) -> Data:
     """Select classes and images.
 
@@ -84,6 +85,7 @@ def select(
         limit_train: At most this many training (and validation) images, over all kept classes.
         images_per_class: At most this many of each class.
         seed: Randomness of caps and split.
+        only_test: Test images are all that is needed: the other sets are empty and nothing is asked of them.
         preprocess: When given, the images are decoded now, where they fit in memory, and not on first use.
 
     Raises:
@@ -107,7 +109,10 @@ def select(
         )
     to_output = np.array([-1 if output is None else output for output in table.outputs], dtype=np.int64)
     pools = {split: _kept_rows(rows, to_output, kept) for split, rows in source.splits.items()}
-    _require(source, pools, to_output, kept, table.names)
+    if only_test:
+        pools = {split: rows if split == "test" else rows[:0] for split, rows in pools.items()}
+    needed = ("test",) if only_test else ("train", "test")
+    _require(source, {split: pools[split] for split in needed}, to_output, kept, table.names)
 
     train_rows = source.splits["train"]
     pool = cap(
@@ -126,8 +131,7 @@ def select(
     chosen["test"] = (source.splits["test"], pools["test"])
 
     sets = _without_broken(chosen, to_output)
-    present = {split: (source.splits[split], sets[split].indices) for split in ("train", "test")}
-    _require(source, {split: used for split, (_, used) in present.items()}, to_output, kept, table.names)
+    _require(source, {split: sets[split].indices for split in needed}, to_output, kept, table.names)
     if preprocess is not None:
         for split, images in sets.items():
             images.prepare(preprocess, train=split == "train")
@@ -182,8 +186,9 @@ def _kept_rows(rows: Rows, to_output: Labels, kept: Sequence[int]) -> Labels:
 def _require(
     source: Source, used: dict[str, Labels], to_output: Labels, kept: Sequence[int], names: Sequence[str]
 ) -> None:
-    for split, word in (("train", "training"), ("test", "test")):
-        present = set(to_output[source.splits[split].labels[used[split]]].tolist())
+    for split, rows in used.items():
+        present = set(to_output[source.splits[split].labels[rows]].tolist())
+        word = "training" if split == "train" else split
         for output in kept:
             if output not in present:
                 raise InputError(
