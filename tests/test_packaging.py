@@ -27,7 +27,7 @@ ROWS = [
     ["__main__"],
     ["cli"],
     ["api", "dense"],
-    ["pipeline"],
+    ["inspection", "pipeline"],
     ["proof"],
     ["control", "estimate", "recipe", "rundir"],
     ["methods", "report"],

@@ -15,12 +15,10 @@ from torch import nn
 import billhook
 from billhook import artifact
 from billhook.control import Control, dense_finetuned, given_control
-from billhook.cost import count
 from billhook.environment import describe_environment, peak_rss_bytes
 from billhook.estimate import estimate_seconds, few_steps, in_words
-from billhook.formats import PatternInfo
-from billhook.methods import METHODS, Outcome, Plan, Setting
-from billhook.models import check_logits, find_head
+from billhook.methods import METHODS, Outcome, Plan, Setting, count_network
+from billhook.models import check_logits
 from billhook.problem import Problem, Run
 from billhook.progress import Progress
 from billhook.proof import Proof, prove
@@ -95,19 +93,10 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
     """
     room = Room(run.device, run.precision)
     network, kept = problem.network, problem.data.kept
-    head = find_head(network.module)
     size = problem.preprocess.input_size
     check_logits(network, size)
-    cost = count(network.module, size)
-    small = slice_head(network.module, head, kept) if problem.slice_head else network.module
-    delivered = count(small, size) if problem.slice_head else cost
-
-    def file_bytes(patterns: dict[str, PatternInfo]) -> int:
-        stored = artifact.slice_patterns(patterns, head, kept) if problem.slice_head else patterns
-        return artifact.file_bytes(artifact.state_arrays(small), stored)
-
-    dense = cost.totals() | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
-    setting = Setting(problem, head, cost, delivered, dense, file_bytes, room)
+    counted = count_network(network, size, kept if problem.slice_head else None)
+    setting = Setting(**vars(counted), problem=problem, room=room)
     plan = METHODS[str(config.name)].plan(setting, config)  # type: ignore[attr-defined]
     if text := few_steps(problem):
         plan.notes.append(text)

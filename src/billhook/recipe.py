@@ -329,15 +329,11 @@ def open_data(
     """
     classes = recipe.classes
     if labels is not None and recipe.labels is None:
-        _refuse_strangers(source, classes or (), labels)
+        refuse_strangers(source, classes or (), labels)
         if classes is None and len(labels) < len(source.classes):
             # A run whose head is sliced: it has no other classes.
             classes = tuple(range(len(labels)))
-    size = recipe.input_size
-    if size is None and network.builtin and source.pixels != "float":
-        size = network.input_size
-    if preprocess is None or recipe.input_size or recipe.mean or recipe.std:
-        preprocess = Preprocess.for_source(source, size, recipe.mean or network.mean, recipe.std or network.std)
+    preprocess = choose_preprocess(source, network, recipe, preprocess)
     data = select(
         source,
         outputs=network.classes,
@@ -352,7 +348,26 @@ def open_data(
     return preprocess, data
 
 
-def _refuse_strangers(source: Source, asked: Sequence[str | int], labels: Sequence[Any]) -> None:
+def choose_preprocess(
+    source: Source, network: Network, recipe: DataRecipe, preprocess: Preprocess | None = None
+) -> Preprocess:
+    """How images reach a network: as the recipe says, else as a run says, else by the network and the source.
+
+    Args:
+        preprocess: A run's own.
+
+    Raises:
+        UsageError, InputError: A size that is out of range, or that float tensors do not have.
+    """
+    if preprocess is not None and not (recipe.input_size or recipe.mean or recipe.std):
+        return preprocess
+    size = recipe.input_size
+    if size is None and network.builtin and source.pixels != "float":
+        size = network.input_size
+    return Preprocess.for_source(source, size, recipe.mean or network.mean, recipe.std or network.std)
+
+
+def refuse_strangers(source: Source, asked: Sequence[str | int], labels: Sequence[Any]) -> None:
     """A class of the data that a run's head does not have; its digits must not be taken for an index.
 
     Raises:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
-from billhook.cli import classes, demo, evaluate, predict, prune, report, train
+from billhook.cli import classes, demo, evaluate, inspect, predict, prune, report, train
 from billhook.cli.common import version_callback
 from billhook.errors import BillhookError, Interrupted, RunError, UsageError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(version_callback)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("inspect")(inspect.inspect)
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)

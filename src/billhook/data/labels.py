@@ -74,21 +74,31 @@ def label_map(source: Source, outputs: int | None, labels: LabelSource | None, *
                 "give --labels FILE to match them by name, or train a new head with billhook train",
             )
         return LabelMap(source.classes, source.ids, tuple(range(count)))
-    where = str(labels) if isinstance(labels, str | Path) else "the list of labels"
-    names, ids = read_labels(labels) if isinstance(labels, str | Path) else parse_labels(labels, where)
-    if outputs is not None and outputs != len(names):
-        raise InputError(
-            f"{where} has {len(names)} entries, but the head has {outputs} outputs", "give one entry per head output"
-        )
+    names, ids = named_outputs(labels, outputs)
     matched = tuple(_match(source, index, names, ids, strict) for index in range(len(source.classes)))
     for index, output in enumerate(matched):
         if output is not None and output in matched[:index]:
             other = source.classes[matched.index(output)]
             raise InputError(
                 f"the classes '{other}' and '{source.classes[index]}' of {source.name} both match output {output}",
-                f"merge the folders or correct {where}",
+                f"merge the folders or correct {_where(labels)}",
             )
     return LabelMap(names, ids, matched)
+
+
+def named_outputs(labels: LabelSource, outputs: int | None) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Names and ids of a label file or of its entries.
+
+    Raises:
+        InputError: It is unusable, or has another number of entries than the head has outputs.
+    """
+    where = _where(labels)
+    names, ids = read_labels(labels) if isinstance(labels, str | Path) else parse_labels(labels, where)
+    if outputs is not None and outputs != len(names):
+        raise InputError(
+            f"{where} has {len(names)} entries, but the head has {outputs} outputs", "give one entry per head output"
+        )
+    return names, ids
 
 
 def read_labels(path: str | Path) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
@@ -127,11 +137,16 @@ def parse_labels(entries: Sequence[Any], where: str) -> tuple[tuple[str, ...], t
     return names, tuple(identity for identity, _ in pairs) if any(a != b for a, b in pairs) else None
 
 
-def resolve_classes(classes: Sequence[str | int], table: LabelMap, source: Source) -> tuple[int, ...]:
+def resolve_classes(classes: Sequence[str | int], table: LabelMap, source: Source | None) -> tuple[int, ...]:
     """The head outputs of the named classes, ascending.
 
     A name, an id, a class (folder) name of the data, or an index; a string of digits is an index when nothing has that
     name.
+
+    Args:
+        classes: What is asked for.
+        table: The names of the head outputs.
+        source: The data; None: only the table's names are known.
 
     Raises:
         UsageError: None given, one unknown, ambiguous, or given twice.
@@ -148,11 +163,15 @@ def resolve_classes(classes: Sequence[str | int], table: LabelMap, source: Sourc
     return tuple(sorted(found))
 
 
-def _resolve(item: str | int, table: LabelMap, source: Source) -> int:
+def _where(labels: LabelSource) -> str:
+    return str(labels) if isinstance(labels, str | Path) else "the list of labels"
+
+
+def _resolve(item: str | int, table: LabelMap, source: Source | None) -> int:
     if not isinstance(item, str):
         return _index(int(item), item, table)
     hits = _hits(item, table.names) or _hits(item, table.ids or ())
-    if not hits:
+    if not hits and source is not None:
         hits = [o for o in (table.outputs[i] for i in _hits(item, source.classes)) if o is not None]
     if len(hits) > 1:
         shown = ", ".join(str(hit) for hit in hits)

@@ -7,19 +7,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from billhook.errors import UsageError, nearest
-from billhook.methods.base import Method, Outcome, Plan, Setting
+from billhook.methods.base import Limits, Method, Outcome, Plan, Setting
+from billhook.methods.counted import Counted, count_network
 from billhook.methods.crisp import CRISP, BlockOnly, NMOnly
 from billhook.methods.unstructured import Magnitude, Saliency
-from billhook.methods.weight_sparsity import WeightSparsityPlan
+from billhook.methods.weight_sparsity import WeightSparsityLimits, WeightSparsityPlan
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("crisp", CRISP, WeightSparsityPlan),
-        Method("nm-only", NMOnly, WeightSparsityPlan),
-        Method("block-only", BlockOnly, WeightSparsityPlan),
-        Method("magnitude", Magnitude, WeightSparsityPlan),
-        Method("saliency", Saliency, WeightSparsityPlan),
+        Method("crisp", CRISP, WeightSparsityPlan, WeightSparsityLimits),
+        Method("nm-only", NMOnly, WeightSparsityPlan, WeightSparsityLimits),
+        Method("block-only", BlockOnly, WeightSparsityPlan, WeightSparsityLimits),
+        Method("magnitude", Magnitude, WeightSparsityPlan, WeightSparsityLimits),
+        Method("saliency", Saliency, WeightSparsityPlan, WeightSparsityLimits),
     )
 }
 
@@ -71,6 +72,8 @@ __all__ = [
     "CRISP",
     "METHODS",
     "BlockOnly",
+    "Counted",
+    "Limits",
     "Magnitude",
     "Method",
     "NMOnly",
@@ -78,6 +81,7 @@ __all__ = [
     "Plan",
     "Saliency",
     "Setting",
+    "count_network",
     "find_method",
     "first_problem",
     "make_config",

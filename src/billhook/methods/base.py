@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from billhook.cost import Cost
+from billhook.cost.budget import Budget
 from billhook.formats import PatternInfo
+from billhook.methods.counted import Counted
 from billhook.problem import Problem
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
@@ -20,25 +21,15 @@ HistoryWriter = Callable[[list[dict[str, Any]]], None]
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Counted):
     """What a method may look at when it plans.
 
     Attributes:
         problem: What is asked.
-        head: Name of the classifier.
-        cost: Of the dense network.
-        delivered: Of the dense network with the head as delivered.
-        dense: Totals of the dense network, ``bytes`` as its file would have.
-        file_bytes: Size of ``model.safetensors`` for a state stored under these patterns.
         room: Device, precision, processes.
     """
 
     problem: Problem
-    head: str
-    cost: Cost
-    delivered: Cost
-    dense: dict[str, Any]
-    file_bytes: Callable[[dict[str, PatternInfo]], int]
     room: Room
 
 
@@ -80,10 +71,29 @@ class Plan(Protocol):
         ...
 
 
+class Limits(Protocol):
+    """How far a method can go on a network; no images are needed to say so."""
+
+    left_dense: list[dict[str, str]]
+
+    def feasibility(self) -> list[dict[str, object]]:
+        """One row per budget: dense, smallest reachable, asked, feasible."""
+        ...
+
+
 @dataclass(frozen=True)
 class Method:
-    """One entry of the registry."""
+    """One entry of the registry.
+
+    Attributes:
+        name: On the command line and in recipes.
+        config: Its settings.
+        plan: Looks at a problem; raises when a budget is out of reach.
+        limits: Looks at a network and its budgets (none, to ask which layers it leaves dense); no budget is out of
+            reach here, but one that the method cannot move is refused.
+    """
 
     name: str
     config: type[BaseModel]
     plan: Callable[[Setting, Any], Plan]
+    limits: Callable[[Counted, Sequence[Budget], Any], Limits]

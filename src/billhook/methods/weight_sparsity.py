@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import nn
 
+from billhook.cost.budget import Budget
 from billhook.errors import InputError
 from billhook.formats import PatternInfo, index_width
 from billhook.methods.accounting import Accounting
 from billhook.methods.base import HistoryWriter, Outcome, Setting
+from billhook.methods.counted import Counted
 from billhook.methods.crisp import CRISP, HybridChooser
 from billhook.methods.gradual import GradualConfig, GradualMasks, plan_images
 from billhook.methods.targets import Target, find_targets
@@ -18,6 +22,86 @@ from billhook.patterns import nm_mask
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
 from billhook.training.loop import Task, fit
+
+
+class WeightSparsityLimits:
+    """The layers that take the pattern, and what the budgets count on them.
+
+    Args:
+        counted: The network.
+        budgets: The inequalities; may be none.
+        config: Of the method.
+
+    Raises:
+        InputError: There are budgets, and no layer takes the pattern.
+        UsageError: A budget that the method cannot move.
+    """
+
+    def __init__(self, counted: Counted, budgets: Sequence[Budget], config: GradualConfig) -> None:
+        self.counted, self.config = counted, config
+        pattern = config.pattern if isinstance(config, CRISP) else None
+        targets, self.left_dense = find_targets(counted.cost, counted.head, counted.rows, pattern)
+        # A weight that a parametrization computes, or that goes by another layer's name, is no parameter to mask.
+        own = dict(counted.network.module.named_parameters())
+        self.left_dense += [
+            {"name": t.name, "reason": "its weight is no parameter of its own (shared, or computed)"}
+            for t in targets
+            if t.parameter not in own
+        ]
+        self.targets = [t for t in targets if t.parameter in own]
+        density = pattern.nm.density if pattern else 1.0
+        self.accounting = Accounting(
+            budgets,
+            self.targets,
+            {t.name: round(t.weights * density) for t in self.targets},
+            counted.dense,
+            counted.delivered,
+            method=str(getattr(config, "name", "")),
+            bytes_per_weight=4.0 + (index_width(pattern.nm.m) / 8 if pattern else 0.0),
+            start_bytes=lambda: counted.file_bytes(self._start_patterns()),
+            bytes_per_block=lambda t: self._block_bytes(t),
+        )
+        if budgets and not self.targets:
+            reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
+            what, hint = ("takes the pattern", "choose another N:M") if pattern else ("can be pruned", "")
+            raise InputError(f"no layer of {counted.network.spec} {what} ({reasons})", hint)
+        self.chooser: HybridChooser | ThresholdChooser
+        if isinstance(config, CRISP):
+            self.chooser = HybridChooser(self.targets, config, self.accounting)
+        else:
+            self.chooser = ThresholdChooser(self.targets, self.accounting)
+
+    def check(self) -> None:
+        """Refuse what is out of reach.
+
+        Raises:
+            InfeasibleError: The budget is below what the method must leave.
+        """
+        self.accounting.check(self.chooser.floor(), self.chooser.limit)
+
+    def feasibility(self) -> list[dict[str, object]]:
+        """One row per budget: dense, smallest reachable, asked, feasible."""
+        return self.accounting.feasibility(self.chooser.floor())
+
+    def _start_patterns(self) -> dict[str, PatternInfo]:
+        """Patterns of the starting point, with any valid mask: its file has the size that the budget starts from."""
+        state = self.counted.network.module.state_dict()
+        patterns = {}
+        for target in self.targets:
+            weight = state[target.parameter]
+            if isinstance(self.config, CRISP):
+                nm = self.config.pattern.nm
+                mask = target.full_mask(nm_mask(target.matrix(weight).abs(), nm))
+                info = PatternInfo("hybrid", nm.n, nm.m, self.config.pattern.block, mask.cpu().numpy())
+            else:
+                info = PatternInfo("unstructured", 1, 1, 0, np.ones(tuple(weight.shape), dtype=bool))
+            patterns[target.parameter] = info
+        return patterns
+
+    def _block_bytes(self, target: Target) -> float:
+        if not isinstance(self.chooser, HybridChooser):
+            return 0.0
+        return index_width(self.chooser.grids[target.name].columns) / 8
 
 
 class WeightSparsityPlan:
@@ -32,42 +116,10 @@ class WeightSparsityPlan:
     def __init__(self, setting: Setting, config: GradualConfig) -> None:
         problem = setting.problem
         self.setting, self.config = setting, config
-        pattern = config.pattern if isinstance(config, CRISP) else None
-        kept = problem.data.kept if problem.slice_head else None
-        targets, self.left_dense = find_targets(setting.cost, setting.head, kept, pattern)
-        # A weight that a parametrization computes, or that goes by another layer's name, is no parameter to mask.
-        own = dict(problem.network.module.named_parameters())
-        self.left_dense += [
-            {"name": t.name, "reason": "its weight is no parameter of its own (shared, or computed)"}
-            for t in targets
-            if t.parameter not in own
-        ]
-        targets = [t for t in targets if t.parameter in own]
-        if not targets:
-            reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
-            what, hint = ("takes the pattern", "choose another N:M") if pattern else ("can be pruned", "")
-            raise InputError(f"no layer of {problem.network.spec} {what} ({reasons})", hint)
-        self.targets = targets
-        density = pattern.nm.density if pattern else 1.0
-        accounting = Accounting(
-            problem.budgets,
-            targets,
-            {t.name: round(t.weights * density) for t in targets},
-            setting.dense,
-            setting.delivered,
-            method=str(getattr(config, "name", "")),
-            bytes_per_weight=4.0 + (index_width(pattern.nm.m) / 8 if pattern else 0.0),
-            start_bytes=lambda: setting.file_bytes(self._start_patterns()),
-            bytes_per_block=lambda t: self._block_bytes(t),
-        )
-        self.chooser: HybridChooser | ThresholdChooser
-        if isinstance(config, CRISP):
-            self.chooser = HybridChooser(targets, config, accounting)
-        else:
-            self.chooser = ThresholdChooser(targets, accounting)
-        floor = self.chooser.floor()
-        accounting.check(floor, self.chooser.limit)
-        self.feasible = accounting.feasibility(floor)
+        limits = WeightSparsityLimits(setting, problem.budgets, config)
+        self.targets, self.left_dense, self.chooser = limits.targets, limits.left_dense, limits.chooser
+        limits.check()
+        self.feasible = limits.feasibility()
         self.notes = self.chooser.notes()
         images, self.steps = plan_images(config, problem)
         self.distil = problem.train.distil if problem.train.distil is not None else config.distil
@@ -108,23 +160,3 @@ class WeightSparsityPlan:
         plugin.deliver()
         masks = dict(plugin.masked.masks)
         return Outcome(task.module, masks, self.chooser.patterns(masks), history)
-
-    def _start_patterns(self) -> dict[str, PatternInfo]:
-        """Patterns of the starting point, with any valid mask: its file has the size that the budget starts from."""
-        state = self.setting.problem.network.module.state_dict()
-        patterns = {}
-        for target in self.targets:
-            weight = state[target.parameter]
-            if isinstance(self.config, CRISP):
-                nm = self.config.pattern.nm
-                mask = target.full_mask(nm_mask(target.matrix(weight).abs(), nm))
-                info = PatternInfo("hybrid", nm.n, nm.m, self.config.pattern.block, mask.cpu().numpy())
-            else:
-                info = PatternInfo("unstructured", 1, 1, 0, np.ones(tuple(weight.shape), dtype=bool))
-            patterns[target.parameter] = info
-        return patterns
-
-    def _block_bytes(self, target: Target) -> float:
-        if not isinstance(self.chooser, HybridChooser):
-            return 0.0
-        return index_width(self.chooser.grids[target.name].columns) / 8

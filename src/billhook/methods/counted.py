@@ -1,0 +1,61 @@
+"""What has to be known of a network, and nothing of the images, to say which budgets a method can meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from billhook import artifact
+from billhook.cost import Cost, count
+from billhook.formats import PatternInfo
+from billhook.models import Network, find_head
+from billhook.surgery import slice_head
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A network that was counted.
+
+    Attributes:
+        network: The dense network.
+        head: Name of the classifier.
+        rows: Outputs that the head will be sliced to, or None for all.
+        cost: Of the dense network.
+        delivered: Of the dense network with the head as delivered.
+        dense: Totals of the dense network, ``bytes`` as its file would have.
+        file_bytes: Size of ``model.safetensors`` for a state stored under these patterns.
+    """
+
+    network: Network
+    head: str
+    rows: tuple[int, ...] | None
+    cost: Cost
+    delivered: Cost
+    dense: dict[str, Any]
+    file_bytes: Callable[[dict[str, PatternInfo]], int]
+
+
+def count_network(network: Network, size: int, rows: Sequence[int] | None) -> Counted:
+    """Count a network as it is and with the head as delivered: one forward pass of one image for each of the two.
+
+    Args:
+        network: The dense network.
+        size: Height and width of the image in pixels.
+        rows: Outputs that the head will be sliced to, or None for all.
+
+    Raises:
+        InputError: No classifier is found, or the network cannot take the image.
+    """
+    head = find_head(network.module)
+    kept = None if rows is None else tuple(rows)
+    cost = count(network.module, size)
+    small = network.module if kept is None else slice_head(network.module, head, kept)
+    delivered = cost if kept is None else count(small, size)
+
+    def file_bytes(patterns: dict[str, PatternInfo]) -> int:
+        stored = patterns if kept is None else artifact.slice_patterns(patterns, head, kept)
+        return artifact.file_bytes(artifact.state_arrays(small), stored)
+
+    dense = cost.totals() | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
+    return Counted(network, head, kept, cost, delivered, dense, file_bytes)
