@@ -160,3 +160,7 @@ def test_absolute(quantity):
     key = "latency_ms" if quantity == "latency" else quantity
     assert Budget.parse(f"{quantity}<=25%").absolute(DENSE) == DENSE[key] / 4
     assert Budget(quantity, 7.0, "count").absolute(DENSE) == 7.0
+
+
+def test_a_percentage_is_the_decimal_that_was_written():
+    assert Budget.parse("sparsity>=99.9%").bound == 0.999

@@ -111,7 +111,7 @@ class Budget:
 
 def _read_bound(quantity: str, number: float, suffix: str, text: str) -> tuple[float, Unit]:
     if suffix == "%":
-        return number / 100, "ratio"
+        return round(number / 100, 12), "ratio"  # 99.9 / 100 is not 0.999
     lower = suffix.lower()
     if quantity == "sparsity":
         if not suffix and number < 1:
