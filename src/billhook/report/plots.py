@@ -233,6 +233,8 @@ def dots_axis(low: float) -> Markup:
     """The axis above a dot plot's rows."""
     pieces = [Markup('<svg class="dots" aria-hidden="true" height="18">')]
     for tick in ticks(low, 1.0, 2 if low else 4):
+        if tick < low:
+            continue
         pieces.append(
             Markup('<text class="small" x="{}" y="13" text-anchor="middle">{}</text>').format(
                 percent_of((tick - low) / (1 - low)), words.percent(tick, 0)
