@@ -86,7 +86,7 @@ def inspect_network(asked: Inspection, model: nn.Module | None = None) -> dict[s
         model: A network that was passed in, instead of ``asked.model``; it is left as it is.
 
     Returns:
-        The document of ``billhook inspect --json`` (CONTRACT). ``totals`` and ``layers`` are of the network as it is;
+        The document of ``billhook inspect --json``. ``totals`` and ``layers`` are of the network as it is;
         ``delivered`` holds its totals with the head sliced to the classes asked for, or None. ``bytes`` is the size of
         its weights file: as written for a run, else as it would be written.
 

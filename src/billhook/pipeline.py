@@ -154,7 +154,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
 def summarise(
     prepared: Prepared, outcome: Outcome, proof: Proof, control: Control, clock: dict[str, float]
 ) -> dict[str, Any]:
-    """The content of ``summary.json`` (CONTRACT)."""
+    """The content of ``summary.json``."""
     setting, problem = prepared.setting, prepared.setting.problem
     # From the history, which also counts what came before an interruption.
     pruned_seconds = float(outcome.history[-1]["seconds"])

@@ -49,7 +49,7 @@ SUMMARY: dict[str, Any] = {
     "peak_rss_bytes": int,
     "environment": {"python": str, "torch": str, "cpu": str, "threads": int},
 }
-"""The example of CONTRACT, as types."""
+"""The document that the command promises, as types."""
 
 FILES = {
     "summary.json",

@@ -16,7 +16,7 @@ from billhook.formats import (
 
 from .masks import hybrid_case
 
-# PAPERS part 4b, golden check 7, and the second worked value of 1.4.2: half of the block columns kept.
+# Two layers worked by hand: half of the block columns kept.
 GOLDEN = [
     # rows, taps, inputs, block, n, m, hybrid, CSR, ELLPACK, bitmap
     (256, 9, 256, 16, 2, 4, 304_128, 1_774_098, 1_769_472, 589_824),

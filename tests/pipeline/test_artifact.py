@@ -46,7 +46,7 @@ def test_the_delivered_network_equals_the_masked_one(result: bh.Result) -> None:
 
 
 def test_sizes_recounted_by_hand(result: bh.Result, saved: Path) -> None:
-    """CONTRACT: sparsity = 1 - non-zeros of the delivered network / parameters before, with the head as delivered."""
+    """Sparsity = 1 - non-zeros of the delivered network / parameters before, with the head as delivered."""
     net = bh.load(saved)
     before = sum(p.numel() for p in build("tinycnn", 3).parameters())
     params = sum(p.numel() for p in net.parameters())

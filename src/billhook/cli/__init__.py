@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code (CONTRACT): 0 done, 1 failed, 2 wrong usage or input, 3 budget infeasible or missed, 128 + signal.
+        The exit code: 0 done, 1 failed, 2 wrong usage or input, 3 budget infeasible or missed, 128 + signal.
     """
     with contextlib.ExitStack() as stack:
         if int(os.environ.get("RANK", "0")) > 0:

@@ -1,4 +1,4 @@
-"""The packed form of one hybrid-sparse layer: kept blocks, N weights of every M inside them (PAPERS 1.4.2).
+"""The packed form of one hybrid-sparse layer: kept blocks, N weights of every M inside them.
 
 A weight is [O, taps, I], the matrix W2 of O rows and taps * I columns with the input channels fastest. A block is
 ``block`` consecutive rows by ``block`` consecutive input channels of one tap; blocks at the edges may be smaller.

@@ -1,4 +1,4 @@
-"""Bits and bytes of packed layers, and of the formats they are compared with (PAPERS 1.4.2).
+"""Bits and bytes of packed layers, and of the formats they are compared with.
 
 Formulas count positions only (metadata): the values cost 32 bits each in every format.
 """

@@ -17,10 +17,10 @@ QUANTITIES = ("sparsity", "effective_macs", "bytes")
 """What pruning single weights can move."""
 
 TOLERANCE = 0.001
-"""Overshoot that does not matter, as a share of the dense quantity (CONTRACT: 0.1 point of sparsity)."""
+"""Overshoot that does not matter, as a share of the dense quantity (0.1 point of sparsity)."""
 
 TOLERANCE_OF_BOUND = 0.01
-"""The same as a share of the bound, for all quantities but sparsity (CONTRACT: 1 %)."""
+"""The same as a share of the bound, for all quantities but sparsity (1 %)."""
 
 ROUNDING_BYTES = 2
 """A packed layer's offsets and columns both end in a byte that may be part empty."""
@@ -80,7 +80,7 @@ class Accounting:
         return sum(t.weights - kept[t.name] for t in self.targets)
 
     def sparsity_of(self, kept: Mapping[str, int]) -> float:
-        """Sparsity of the delivered network (CONTRACT: over all its parameters)."""
+        """Sparsity of the delivered network (over all its parameters)."""
         return self.zeros_of(kept) / self.delivered.params
 
     def sparsity(self, masks: Mapping[str, Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""CRISP: class-aware hybrid N:M + block sparsity (arXiv 2311.14272; PAPERS part 1).
+"""CRISP: class-aware hybrid N:M + block sparsity (arXiv 2311.14272).
 
 Per round: class-aware saliency → N:M mask → block scores over the survivors → rank columns → one global threshold.
 """
@@ -84,7 +84,7 @@ class HybridChooser:
         self.density = self.pattern.nm.density
 
     def choose(self, scores: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
-        """N:M everywhere, then blocks up to ``fraction`` of what the budget needs (PAPERS 1.1.3, 1.1.4)."""
+        """N:M everywhere, then blocks up to ``fraction`` of what the budget needs."""
         nm_masks, ranks = {}, {}
         for target in self.targets:
             score = target.matrix(scores[target.parameter])

@@ -1,4 +1,4 @@
-"""Which layers take a weight pattern, and why the others stay dense (DESIGN, decision 1)."""
+"""Which layers take a weight pattern, and why the others stay dense."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def hybrid_mask(nm: Tensor, grid: BlockGrid, order: Tensor, removed: int) -> Ten
 
 
 def check_hybrid(mask: Tensor, pattern: HybridPattern) -> int:
-    """Assert the pattern (PAPERS 4b, check 6) and return the kept blocks per block row.
+    """Assert the pattern and return the kept blocks per block row.
 
     Args:
         mask: Boolean ``[O, taps, I]``.

@@ -45,7 +45,7 @@ class NM(NamedTuple):
 
 
 def nm_mask(score: Tensor, nm: NM) -> Tensor:
-    """Keep the N largest scores of every M consecutive entries of the last dimension (PAPERS 1.1.3).
+    """Keep the N largest scores of every M consecutive entries of the last dimension (CRISP, arXiv 2311.14272).
 
     Ties keep the lower index, so that the mask is a function of the scores alone.
 

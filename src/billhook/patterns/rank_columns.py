@@ -1,7 +1,7 @@
 """Rank columns: blocks sorted within each block row, added up over the rows, pruned by one global threshold.
 
 Pruning the k-th weakest block *of every block row* removes the same number of blocks from each row of a layer
-(uniform work, no row pointers), while different rows lose different columns (CRISP, PAPERS 1.1.4).
+(uniform work, no row pointers), while different rows lose different columns (CRISP, arXiv 2311.14272).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rank_columns(score: Tensor, grid: BlockGrid, density: float = 1.0, normalise
 
     With ``normalise="weight"`` a block's score is its mean per weight and a rank column's score is the mean of those
     weighted by row height, so that layers of any size meet on one scale. With ``"sum"`` both are raw sums, as
-    published (PAPERS 1.1.4; trap T5: small layers then go first). Of two equal blocks the one with the higher column
+    published (small layers then go first). Of two equal blocks the one with the higher column
     index is pruned first.
 
     Args:

@@ -1,4 +1,4 @@
-"""Class-aware saliency: ``|w * g|`` with g the mean absolute gradient on the kept classes' images (PAPERS 1.1.2)."""
+"""Class-aware saliency: ``|w * g|`` with g the mean absolute gradient on the kept classes' images (CRISP)."""
 
 from __future__ import annotations
 

@@ -78,5 +78,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "imagenet": {"lr": 0.1, "batch_size": 256, "warmup": 5.0, "weight_decay": 1e-4, "label_smoothing": 0.1},
 }
 """``finetune`` is what pruning uses; ``cifar`` and ``imagenet`` train from random weights; the others repeat papers:
-CRISP's fine-tuning (PAPERS 1.1.7), ChipNet's dense training and that of its PreResNet-164 (2.3), HBGS's long
-fine-tuning (3.3). ``epochs`` is theirs; ``--epochs`` goes first."""
+CRISP's fine-tuning (arXiv 2311.14272), ChipNet's dense training and that of its PreResNet-164 (arXiv 2102.07156),
+HBGS's long fine-tuning (arXiv 2409.03777). ``epochs`` is theirs; ``--epochs`` goes first."""

@@ -22,7 +22,7 @@ class MaskedWeights:
         names: The masked parameters.
         rate: Share of the straight-through gradient that reaches a closed latent weight. 1 is the plain estimator:
             a closed weight then follows a gradient that never feels its own steps, and drifts; 0 keeps it where it is.
-        decay: SR-STE's λ: closed latent weights shrink by ``lr * λ`` per step (PAPERS 1.1.5).
+        decay: SR-STE's λ: closed latent weights shrink by ``lr * λ`` per step (Zhou et al., 2021).
     """
 
     def __init__(self, module: nn.Module, names: Iterable[str], rate: float = 1.0, decay: float = 0.0) -> None:
