@@ -26,7 +26,7 @@ from billhook.problem import Run
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
 from billhook.training.evaluate import Evaluation
-from billhook.training.loop import Task, fit
+from billhook.training.loop import fit
 
 FILE = "control.safetensors"
 
@@ -84,19 +84,8 @@ def dense_finetuned(setting: Setting, journal: Journal, progress: Progress) -> C
         progress.say("the fine-tuned dense control is in the cache")
         return found
     problem = setting.problem
-    task = Task(
-        module=copy.deepcopy(problem.network.module),
-        train=problem.data.train,
-        validation=problem.data.val,
-        kept=problem.data.kept,
-        preprocess=problem.preprocess,
-        config=problem.train,
-        steps=problem.steps,
-        seed=problem.seed,
-        phase="control",
-        journal=journal,
-        progress=progress,
-    )
+    module = copy.deepcopy(problem.network.module)
+    task = problem.task(module, "control", problem.steps, journal=journal, progress=progress)
     history = fit(task, setting.room)
     seconds = float(history[-1]["seconds"]) if history else 0.0
     control = Control(artifact.deliverable(task.module), history, seconds)

@@ -27,7 +27,7 @@ from billhook.recipe import DataRecipe, TrainRecipe, check_device, open_data, re
 from billhook.rundir import RunDirectory
 from billhook.training.checkpoint import Journal
 from billhook.training.evaluate import evaluate
-from billhook.training.loop import Task, fit
+from billhook.training.loop import fit
 from billhook.training.precision import Room
 
 
@@ -104,16 +104,10 @@ def train_dense(
     room.first(lambda: place.claim(recipe.model_dump(mode="json"), inputs, resume=resume, overwrite=overwrite))
 
     started = time.perf_counter()
-    task = Task(
-        module=network.module,
-        train=data.train,
-        validation=data.val,
-        kept=data.kept,
-        preprocess=preprocess,
-        config=train,
-        steps=problem.steps,
-        seed=recipe.seed,
-        phase="train",
+    task = problem.task(
+        network.module,
+        "train",
+        problem.steps,
         journal=Journal(place.partial, writes=room.is_main),
         progress=progress,
         on_history=place.history_writer([]),

@@ -116,29 +116,27 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     problem, room = setting.problem, setting.room
     journal = Journal(place.partial, writes=room.is_main)
     progress = progress if room.is_main else Progress()
-    clock = {"started": time.perf_counter()}
     for note in plan.notes:
         progress.say(f"note: {note}")
     progress.say(f"about {in_words(prepared.seconds)} of work")
 
     control = prepared.control or dense_finetuned(setting, journal, progress)
-    clock["control"] = time.perf_counter()
 
     dense = problem.network.module
     module = copy.deepcopy(dense)
     teacher = copy.deepcopy(dense) if plan.distil else None
     outcome = plan.run(module, teacher, journal, progress, place.history_writer(control.history))
-    clock["prune"] = time.perf_counter()
 
+    started = time.perf_counter()
     masked = artifact.deliverable(outcome.module)
     small = slice_head(masked, setting.head, problem.data.kept) if problem.slice_head else masked
     patterns = outcome.patterns
     if problem.slice_head:
         patterns = artifact.slice_patterns(patterns, setting.head, problem.data.kept)
     proof = prove(setting, masked, small, patterns, control)
-    clock["evaluate"] = time.perf_counter()
+    proof_seconds = time.perf_counter() - started
 
-    summary = summarise(prepared, outcome, proof, control, clock)
+    summary = summarise(prepared, outcome, proof, control, proof_seconds)
     files = artifact.Contents(
         described=proof.described,
         patterns=patterns,
@@ -152,7 +150,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
 
 
 def summarise(
-    prepared: Prepared, outcome: Outcome, proof: Proof, control: Control, clock: dict[str, float]
+    prepared: Prepared, outcome: Outcome, proof: Proof, control: Control, proof_seconds: float
 ) -> dict[str, Any]:
     """The content of ``summary.json``."""
     setting, problem = prepared.setting, prepared.setting.problem
@@ -181,7 +179,7 @@ def summarise(
             "control": control.seconds,
             "prune": share * pruned_seconds,
             "fine_tune": (1 - share) * pruned_seconds,
-            "total": (0.0 if control.cached else control.seconds) + pruned_seconds + clock["evaluate"] - clock["prune"],
+            "total": (0.0 if control.cached else control.seconds) + pruned_seconds + proof_seconds,
         },
         "peak_rss_bytes": peak_rss_bytes(),
         "environment": describe_environment()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from billhook.cost.budget import Budget
 from billhook.data import Data, ImageSet, Preprocess
 from billhook.models import Network
 from billhook.training.config import TrainConfig
+from billhook.training.loop import Task
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,28 @@ class Problem:
     def steps(self) -> int:
         """Optimiser steps that ``epochs`` pays for."""
         return max(1, round(self.epochs * self.data.train.steps(self.train.batch_size)))
+
+    def task(self, module: nn.Module, phase: str, steps: int, **more: Any) -> Task:
+        """A training phase of this problem.
+
+        Args:
+            module: Trained in place.
+            phase: Names the journal's file and the history lines.
+            steps: Optimiser steps.
+            more: Further fields of the task: teacher, plugin, journal, progress, on_history.
+        """
+        return Task(
+            module=module,
+            train=self.data.train,
+            validation=self.data.val,
+            kept=self.data.kept,
+            preprocess=self.preprocess,
+            config=self.train,
+            steps=steps,
+            seed=self.seed,
+            phase=phase,
+            **more,
+        )
 
 
 @dataclass(frozen=True)

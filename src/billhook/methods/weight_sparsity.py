@@ -21,7 +21,7 @@ from billhook.models import place
 from billhook.patterns import nm_mask
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
-from billhook.training.loop import Task, fit
+from billhook.training.loop import fit
 
 
 class WeightSparsityLimits:
@@ -140,16 +140,10 @@ class WeightSparsityPlan:
         # Before the masks take hold of the weights: what the loop moves to a device or a layout is another tensor.
         place(module, room.device, problem.train.channels_last)
         plugin = GradualMasks(module, self.targets, self.config, self.chooser, problem, room)
-        task = Task(
-            module=module,
-            train=problem.data.train,
-            validation=problem.data.val,
-            kept=problem.data.kept,
-            preprocess=problem.preprocess,
-            config=problem.train,
-            steps=self.steps,
-            seed=problem.seed,
-            phase="prune",
+        task = problem.task(
+            module,
+            "prune",
+            self.steps,
             teacher=teacher,
             plugin=plugin,
             journal=journal,
