@@ -229,7 +229,7 @@ def test_torch_export_traces_it(spec):
 
 def test_pad_shortcut_puts_channels_on_both_sides():
     x = torch.arange(2 * 4 * 4, dtype=torch.float32).reshape(1, 2, 4, 4)
-    out = PadShortcut(1, 1, 2)(x)
+    out = PadShortcut(x.shape[1], 1, 1, 2)(x)
     assert out.shape == (1, 4, 2, 2)
     assert torch.equal(out[:, 1:3], x[:, :, ::2, ::2])
     assert out[:, 0].abs().sum() == out[:, 3].abs().sum() == 0

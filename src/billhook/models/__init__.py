@@ -1,5 +1,6 @@
 """Architectures, their specs, and the weights that go into them."""
 
+from billhook.models.blocks import ChannelMap, PadShortcut
 from billhook.models.checkpoint import load_checkpoint, load_into, weights_hash
 from billhook.models.head import find_head, head_outputs
 from billhook.models.logits import check_logits
@@ -9,7 +10,9 @@ from billhook.models.registry import REGISTRY, canonical, look_alike, parse_spec
 
 __all__ = [
     "REGISTRY",
+    "ChannelMap",
     "Network",
+    "PadShortcut",
     "build",
     "canonical",
     "check_logits",

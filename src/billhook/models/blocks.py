@@ -5,8 +5,10 @@ Activations are modules of their own and additions make new tensors, so that hoo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,22 +23,67 @@ def conv_shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
 
 
+class ChannelMap(nn.Module):
+    """Every output channel is one input channel, or zero; no parameters.
+
+    Args:
+        source: The input channel of each output channel; -1 for zero.
+    """
+
+    source: Tensor
+
+    def __init__(self, source: Sequence[int]) -> None:
+        super().__init__()
+        # A plan says it when the network is rebuilt: it is no weight of the file.
+        self.register_buffer("source", torch.tensor(list(source), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, len(source), H, W)."""
+        padded = F.pad(x, (0, 0, 0, 0, 0, 1))
+        return padded.index_select(1, torch.where(self.source < 0, x.shape[1], self.source))
+
+
 class PadShortcut(nn.Module):
     """Option A of He et al.: strided subsampling and zero channels, no parameters.
 
     Args:
+        inputs: Channels in.
         before: Zero channels put in front.
         after: Zero channels put behind.
         stride: Subsampling in both directions.
+
+    Attributes:
+        channels: The map from inputs to outputs once channels were removed; None: as ``before`` and ``after`` say.
     """
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, inputs: int, before: int, after: int, stride: int) -> None:
         super().__init__()
-        self.before, self.after, self.stride = before, after, stride
+        self.inputs, self.before, self.after, self.stride = inputs, before, after, stride
+        self.channels: ChannelMap | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, before + C + after, ceil(H / stride), ceil(W / stride))."""
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        x = x[:, :, :: self.stride, :: self.stride]
+        if self.channels is not None:
+            return cast(Tensor, self.channels(x))
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+    def source(self) -> list[int]:
+        """The input channel of each output channel, -1 for zero."""
+        if self.channels is not None:
+            return [int(channel) for channel in self.channels.source]
+        return [-1] * self.before + list(range(self.inputs)) + [-1] * self.after
+
+    def keep(self, outputs: Sequence[int] | None, inputs: Sequence[int] | None) -> None:
+        """Keep these channels only (None: all), in place; an output whose input is gone is zero."""
+        source = self.source()
+        if inputs is not None:
+            place = {channel: number for number, channel in enumerate(inputs)}
+            source = [place.get(channel, -1) for channel in source]
+            self.inputs = len(inputs)
+        if outputs is not None:
+            source = [source[channel] for channel in outputs]
+        self.channels = ChannelMap(source)
 
 
 class BasicBlock(nn.Module):

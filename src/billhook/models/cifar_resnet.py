@@ -60,7 +60,7 @@ def _stage(inputs: int, planes: int, blocks: int, stride: int, shortcut: str) ->
     if inputs != planes:
         before = planes // 4
         downsample = (
-            PadShortcut(before, planes - inputs - before, stride)
+            PadShortcut(inputs, before, planes - inputs - before, stride)
             if shortcut == "a"
             else conv_shortcut(inputs, planes, stride)
         )
