@@ -32,7 +32,8 @@ ROWS = [
     ["control", "estimate", "recipe", "rundir"],
     ["methods", "report"],
     ["artifact", "problem"],
-    ["surgery", "scores"],
+    ["scores"],
+    ["surgery"],
     ["training"],
     ["patterns", "cost", "models", "data"],
     ["track"],
@@ -47,7 +48,6 @@ KNOWS_ONLY = {
     "progress": set(),
     "environment": set(),
     "patterns": set(),
-    "surgery": set(),
     "formats": {"errors"},
     "report": {"errors", "formats"},
     "track": {"errors", "progress"},
@@ -55,7 +55,8 @@ KNOWS_ONLY = {
     "models": {"errors"},
     "data": {"errors"},
     "training": {"data", "errors", "models", "progress"},
-    "scores": {"data", "training"},
+    "surgery": {"cost", "errors", "models"},
+    "scores": {"data", "errors", "surgery", "training"},
 }
 
 # Loaded by name, only when a model spec names them; extras of their own.
