@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from billhook.formats import (
 )
 from billhook.formats.state import FREE_WEIGHTS
 from billhook.models import REGISTRY, Network, load_into, open_network, place
-from billhook.surgery import slice_head
+from billhook.surgery import ChannelPlan, remove_channels, slice_head
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
@@ -131,8 +131,13 @@ def architecture(
     data: Data,
     preprocess: Preprocess,
     patterns: Mapping[str, PatternInfo],
+    channels: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of ``architecture.json``, less the hash of the weights file."""
+    """The content of ``architecture.json``, less the hash of the weights file.
+
+    Args:
+        channels: Every channel plan between the spec and ``module``, in the order they were carried out.
+    """
     kept = list(data.kept)
     return {
         "billhook": billhook.__version__,
@@ -143,7 +148,7 @@ def architecture(
         "head": {"layer": head, "sliced": sliced, "kept": kept},
         "labels": data.label_entries(kept if sliced else None),
         "kept_classes": list(data.kept_names),
-        "channels": None,
+        "channels": [dict(plan) for plan in channels] or None,
         "patterns": {
             name: {"kind": p.kind, "n": p.n, "m": p.m, "block": p.block, "nonzero": int(p.mask.sum())}
             for name, p in patterns.items()
@@ -259,11 +264,13 @@ def load_network(
     model: nn.Module | str | None = None,
     *,
     remedy: str = "name it again: --model SPEC, or model= in Python",
+    carried_out: int = 0,
 ) -> tuple[Network, dict[str, Any], Preprocess]:
     """Like :func:`load`, with what the artifact says about the network and how to feed it.
 
     Args:
         remedy: What to do about a run of the user's own code without ``model``.
+        carried_out: How many of the run's channel plans ``model`` has been through already.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -279,6 +286,7 @@ def load_network(
         if not set(described["kept_classes"]) <= set(names):
             raise ValueError("kept_classes that are no labels")
         digest = dict(described["hashes"]).get("model")
+        plans = [ChannelPlan.from_dict(dict(plan)) for plan in described.get("channels") or ()]
     except (AttributeError, KeyError, TypeError, ValueError, BillhookError) as error:
         raise InputError(f"{directory / ARCHITECTURE} is damaged: {error!r}", "copy the run directory again") from error
     # Decided by the spec, not by what the file claims: reading an artifact must never run code that it names.
@@ -292,10 +300,12 @@ def load_network(
         )
     state = unpack_state(tensors, metadata)
     if model is None:
-        _refuse_giant(directory, spec, classes, sum(array.size for array in state.values()))
+        _refuse_giant(directory, spec, classes, sum(array.size for array in state.values()), bool(plans))
     # A network that was passed in stays as it is.
     network = open_network(copy.deepcopy(model) if model is not None else spec, classes)
     module = network.module
+    for plan in plans[carried_out:]:
+        module = remove_channels(module, plan)
     if sliced:
         try:
             module = slice_head(module, layer, kept)
@@ -305,11 +315,17 @@ def load_network(
                 "name the network that was pruned",
             ) from error
     load_into(module, as_tensors(state), str(directory / WEIGHTS))
-    network = replace(network, module=deliverable(module), classes=len(kept) if sliced else classes, initialised=True)
+    network = replace(
+        network,
+        module=deliverable(module),
+        classes=len(kept) if sliced else classes,
+        initialised=True,
+        channels=tuple(plan.as_dict() for plan in plans),
+    )
     return network, described, preprocess
 
 
-def _refuse_giant(directory: Path, spec: str, classes: int, stored: int) -> None:
+def _refuse_giant(directory: Path, spec: str, classes: int, stored: int, cut: bool) -> None:
     """A few words of text must not ask for all memory: no network far larger than the weights that lie beside them.
 
     Raises:
@@ -319,7 +335,8 @@ def _refuse_giant(directory: Path, spec: str, classes: int, stored: int) -> None
     if ":" not in spec:
         with torch.device("meta"):  # names and shapes only: nothing is allocated
             size = sum(p.numel() for p in open_network(spec, classes).module.parameters())
-    if classes > MOST_CLASSES or size > FREE_WEIGHTS + 2 * stored:
+    # Channels that were removed are not in the file: the network it came from may be a hundred times as large.
+    if classes > MOST_CLASSES or size > FREE_WEIGHTS + (200 if cut else 2) * stored:
         raise InputError(
             f"{directory / ARCHITECTURE} is damaged: {spec} with {classes} outputs is far larger than the weights",
             "copy the run directory again",

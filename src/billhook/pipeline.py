@@ -128,12 +128,13 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     outcome = plan.run(module, teacher, journal, progress, place.history_writer(control.history))
 
     started = time.perf_counter()
-    masked = artifact.deliverable(outcome.module)
-    small = slice_head(masked, setting.head, problem.data.kept) if problem.slice_head else masked
+    trained = artifact.deliverable(outcome.module)
+    masked = trained if outcome.masked is None else artifact.deliverable(outcome.masked)
+    small = slice_head(trained, setting.head, problem.data.kept) if problem.slice_head else trained
     patterns = outcome.patterns
     if problem.slice_head:
         patterns = artifact.slice_patterns(patterns, setting.head, problem.data.kept)
-    proof = prove(setting, masked, small, patterns, control)
+    proof = prove(setting, masked, small, patterns, control, outcome.channels)
     proof_seconds = time.perf_counter() - started
 
     summary = summarise(prepared, outcome, proof, control, proof_seconds)
@@ -156,7 +157,7 @@ def summarise(
     setting, problem = prepared.setting, prepared.setting.problem
     # From the history, which also counts what came before an interruption.
     pruned_seconds = float(outcome.history[-1]["seconds"])
-    share = float(getattr(prepared.config, "share", 0.0))
+    share = prepared.plan.share
     dense = {"top1_full": proof.dense.top1_full, "top1_kept": proof.dense.top1_kept} | setting.dense
     return {
         "billhook": billhook.__version__,

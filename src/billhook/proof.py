@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from billhook.formats import PatternInfo
 from billhook.methods import Setting
 from billhook.models import place
 from billhook.patterns import to_matrix
+from billhook.surgery import ChannelPlan
 from billhook.training.evaluate import Evaluation, evaluate
 
 EQUIVALENCE_IMAGES = 256
@@ -60,7 +62,12 @@ class Proof:
 
 
 def prove(
-    setting: Setting, masked: nn.Module, small: nn.Module, patterns: dict[str, PatternInfo], control: Control
+    setting: Setting,
+    masked: nn.Module,
+    small: nn.Module,
+    patterns: dict[str, PatternInfo],
+    control: Control,
+    channels: Sequence[ChannelPlan] = (),
 ) -> Proof:
     """Measure everything once.
 
@@ -70,6 +77,7 @@ def prove(
         small: The network to deliver.
         patterns: How its masked weights are stored.
         control: The dense fine-tuned network.
+        channels: What of the network stayed at each removal of channels, in order.
 
     Raises:
         RunError: The network's outputs are not finite.
@@ -98,17 +106,20 @@ def prove(
         data=data,
         preprocess=preprocess,
         patterns=patterns,
+        channels=[*problem.network.channels, *(plan.as_dict() for plan in channels)],
     )
     described["hashes"]["control"] = control_key(setting) if tuned is not None else None
     with tempfile.TemporaryDirectory() as folder:
         size = artifact.write_model(Path(folder), small, patterns, described)
         own = None if problem.network.builtin else problem.network.module
-        delivered = artifact.load(folder, own)
+        # A network that came from a run has been through that run's plans already.
+        done = 0 if own is None else len(problem.network.channels)
+        delivered = artifact.load_network(folder, own, carried_out=done)[0].module
     final = measure(delivered, sliced=problem.slice_head)
     full = final.top1_full if not problem.slice_head else measure(masked).top1_full
 
     cost = count(delivered, preprocess.input_size)
-    zeros = cost.params - cost.nonzero
+    zeros = setting.delivered.params - cost.nonzero  # weights that are gone are zeros too
     pruned = {
         "top1_full": full,
         "top1_kept": final.top1_kept,
@@ -165,8 +176,10 @@ def _equivalence(setting: Setting, masked: nn.Module, delivered: nn.Module) -> d
     return {"max_abs_difference": difference, "scale": scale}
 
 
-def _masked_sparsity(patterns: dict[str, PatternInfo]) -> float:
-    """Sparsity of the layers that take the pattern, those left dense not counted."""
+def _masked_sparsity(patterns: dict[str, PatternInfo]) -> float | None:
+    """Sparsity of the layers that take the pattern, those left dense not counted; None when none takes one."""
+    if not patterns:
+        return None
     total = sum(p.mask.size for p in patterns.values())
     return 1 - sum(int(p.mask.sum()) for p in patterns.values()) / max(1, total)
 

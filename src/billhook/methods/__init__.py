@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from billhook.errors import UsageError, nearest
 from billhook.methods.base import Limits, Method, Outcome, Plan, Setting
+from billhook.methods.channel_pruning import CHANNEL_CONFIGS, ChannelLimits, ChannelPruningPlan
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.crisp import CRISP, BlockOnly, NMOnly
 from billhook.methods.unstructured import Magnitude, Saliency
@@ -21,6 +22,7 @@ METHODS: dict[str, Method] = {
         Method("block-only", BlockOnly, WeightSparsityPlan, WeightSparsityLimits),
         Method("magnitude", Magnitude, WeightSparsityPlan, WeightSparsityLimits),
         Method("saliency", Saliency, WeightSparsityPlan, WeightSparsityLimits),
+        *(Method(name, config, ChannelPruningPlan, ChannelLimits) for name, config in CHANNEL_CONFIGS.items()),
     )
 }
 

@@ -14,6 +14,7 @@ from billhook.formats import PatternInfo
 from billhook.methods.counted import Counted
 from billhook.problem import Problem
 from billhook.progress import Progress
+from billhook.surgery import ChannelPlan
 from billhook.training.checkpoint import Journal
 from billhook.training.precision import Room
 
@@ -35,16 +36,21 @@ class Setting(Counted):
 
 @dataclass
 class Outcome:
-    """What a method hands back: the last masked network, before the head is sliced.
+    """What a method hands back, before the head is sliced.
 
     Attributes:
-        module: Its zeros are real zeros.
+        module: The trained network; its zeros are real zeros.
+        masked: Of a method that removes channels: the network in its old shape that computes what ``module`` does.
+            None where ``module`` itself is the masked network.
+        channels: What of the network stayed at each removal of channels, in order.
         masks: Boolean, by parameter name, in the parameters' shapes.
         patterns: How to store the masked weights.
         history: One line per epoch and per mask update.
     """
 
     module: nn.Module
+    masked: nn.Module | None = None
+    channels: tuple[ChannelPlan, ...] = ()
     masks: dict[str, Tensor] = field(default_factory=dict)
     patterns: dict[str, PatternInfo] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -57,6 +63,7 @@ class Plan(Protocol):
     notes: list[str]
     left_dense: list[dict[str, str]]
     steps: int
+    share: float  # of the steps, before the last mask or removal
     distil: bool
 
     def run(

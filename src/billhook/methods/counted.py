@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from billhook import artifact
 from billhook.cost import Cost, count
 from billhook.formats import PatternInfo
 from billhook.models import Network, find_head
-from billhook.surgery import slice_head
+from billhook.surgery import Grouping, channel_groups, slice_head
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Counted:
         delivered: Of the dense network with the head as delivered.
         dense: Totals of the dense network, ``bytes`` as its file would have.
         file_bytes: Size of ``model.safetensors`` for a state stored under these patterns.
+        groups: Finds the channel groups, on the first call; raises InputError where they cannot be traced.
     """
 
     network: Network
@@ -34,6 +36,7 @@ class Counted:
     delivered: Cost
     dense: dict[str, Any]
     file_bytes: Callable[[dict[str, PatternInfo]], int]
+    groups: Callable[[], Grouping]
 
 
 def count_network(network: Network, size: int, rows: Sequence[int] | None) -> Counted:
@@ -58,4 +61,5 @@ def count_network(network: Network, size: int, rows: Sequence[int] | None) -> Co
         return artifact.file_bytes(artifact.state_arrays(small), stored)
 
     dense = cost.totals() | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
-    return Counted(network, head, kept, cost, delivered, dense, file_bytes)
+    groups = functools.cache(lambda: channel_groups(network.module, size))
+    return Counted(network, head, kept, cost, delivered, dense, file_bytes, groups)

@@ -122,6 +122,7 @@ class WeightSparsityPlan:
         self.feasible = limits.feasibility()
         self.notes = self.chooser.notes()
         images, self.steps = plan_images(config, problem)
+        self.share = config.share
         self.distil = problem.train.distil if problem.train.distil is not None else config.distil
         passes = config.rounds if config.saliency == "frozen" else 1
         if config.score == "saliency" and images < min(config.saliency_images, len(problem.data.train)):
@@ -153,4 +154,4 @@ class WeightSparsityPlan:
         history = fit(task, room)
         plugin.deliver()
         masks = dict(plugin.masked.masks)
-        return Outcome(task.module, masks, self.chooser.patterns(masks), history)
+        return Outcome(task.module, masks=masks, patterns=self.chooser.patterns(masks), history=history)

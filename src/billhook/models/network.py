@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Network:
         builtin: It can be rebuilt from its spec alone: ours, torchvision's or timm's, but no user's code.
         weights_hash: SHA-256 of the weights; None when they are random, that is, when spec and seed settle them.
         initialised: It carries weights that were given: a file's, a library's, or those of a passed module.
+        channels: The channel plans that made it smaller than its spec, in the order they were carried out.
     """
 
     module: nn.Module
@@ -44,6 +46,7 @@ class Network:
     builtin: bool
     weights_hash: str | None
     initialised: bool
+    channels: tuple[Mapping[str, Any], ...] = ()
 
 
 def build(spec: str, classes: int | None = None, weights: str | Path | None = None) -> nn.Module:

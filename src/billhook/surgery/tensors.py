@@ -20,8 +20,8 @@ class TensorCut:
 
     Attributes:
         dims: Pairs of dimension and positions; applied one after the other.
-        rows: Of a grouped convolution: the inputs ``[rows, inputs of one group]`` that each remaining row reads, applied
-            along dimension 1 after ``dims``.
+        rows: Of a grouped convolution: the inputs ``[rows, inputs of one group]`` that each remaining row reads,
+            applied along dimension 1 after ``dims``.
     """
 
     dims: tuple[tuple[int, Positions], ...] = ()

@@ -10,11 +10,13 @@ import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from billhook.errors import InputError
 from billhook.models import PadShortcut
@@ -52,7 +54,7 @@ def trace_groups(module: nn.Module, input_size: int | tuple[int, int], channels:
 
 class _Tracer:
     def __init__(self, module: nn.Module, input_size: int | tuple[int, int], channels: int) -> None:
-        import torch_pruning  # only pruning needs it; reading an artifact does not
+        import torch_pruning  # type: ignore[import-untyped]  # only pruning needs it; reading an artifact does not
 
         size = (input_size, input_size) if isinstance(input_size, int) else input_size
         stand_in = copy.deepcopy(module).cpu().float().eval()
@@ -77,11 +79,12 @@ class _Tracer:
                 )
             except Exception as error:  # whatever a tracer may raise on a network that it does not understand
                 raise InputError(
-                    f"the channels of {type(module).__name__} cannot be traced: {error}",
+                    f"the channels of {type(module).__name__} cannot be traced: {_mixes(stand_in, image) or error}",
                     "prune its weights instead (crisp, magnitude)",
                 ) from error
         nodes = self.graph.module2node.values()
         self.nodes = {self.name(node): node for node in nodes if self.name(node) is not None}
+        self.updates = torch_pruning.dependency.index_mapping
         splitters = {self.kinds.SPLIT, self.kinds.SLICE, self.kinds.UNBIND, self.kinds.EXPAND}
         self.splits = any(node.type in splitters for node in nodes)
 
@@ -188,7 +191,8 @@ class _Tracer:
     ) -> dict[tuple[str, Side], tuple[Any, NDArray[np.int64], list[int]]]:
         """(layer, side) → node, positions and the channels of ``node`` that they belong to."""
         found: dict[tuple[str, Side], tuple[Any, NDArray[np.int64], list[int]]] = {}
-        with warnings.catch_warnings():
+        # The library works its index maps out anew for every question; nothing changes between ours.
+        with warnings.catch_warnings(), mock.patch.object(self.updates, "update_index_mapping"):
             warnings.simplefilter("ignore")
             items = self.graph.get_pruning_group(node.module, pruner.prune_out_channels, channels)
         for item in items:
@@ -355,3 +359,48 @@ def _run(network: nn.Module, image: torch.Tensor) -> list[str]:
         parent, _, last = name.rpartition(".")
         network.get_submodule(parent).add_module(last, conv)
     return list(order)
+
+
+class _Reshapes(TorchFunctionMode):
+    """Notes the first map that a function gives a fifth dimension: its channels are taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, torch.Tensor) and output.ndim > 4:
+            self.found = True
+        return output
+
+
+def _mixes(network: nn.Module, image: torch.Tensor) -> str | None:
+    """The innermost layer that takes channels apart by reshaping (a channel shuffle); None when there is none."""
+    culprits: list[str] = []
+
+    def enter(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: Any) -> None:
+            watch.found = False
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if watch.found:
+                culprits.append(name)
+                watch.found = False
+
+        return hook
+
+    watch = _Reshapes()
+    handles = []
+    for name, layer in network.named_modules():
+        handles += [layer.register_forward_pre_hook(enter(name)), layer.register_forward_hook(leave(name))]
+    try:
+        with torch.no_grad(), watch:
+            network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"'{culprits[0]}' reshapes its channels, which mixes them" if culprits else None

@@ -1,0 +1,303 @@
+"""The baselines of channel pruning: score → lowest channels go → fine-tune; once, or in several rounds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from torch import nn
+
+from billhook.cost.budget import Budget
+from billhook.data import ImageSet
+from billhook.errors import InputError
+from billhook.methods.base import HistoryWriter, Outcome, Setting
+from billhook.methods.channel_choice import Scope, check, choose_channels, feasibility
+from billhook.methods.counted import Counted, count_network
+from billhook.methods.slimming import L1Scales, strength
+from billhook.models import place
+from billhook.problem import Problem
+from billhook.progress import Progress
+from billhook.scores import ChannelScore, channel_scores, normalised, saliency_images, without_batchnorm
+from billhook.surgery import ChannelPlan, expand_channels, plan_channels, remove_channels
+from billhook.surgery.channel_cost import ChannelCost
+from billhook.training.checkpoint import Journal
+from billhook.training.loop import Plugin, fit
+
+IMAGES_SHARE = 0.2
+"""Scoring may use at most this share of the images that the run may train on."""
+
+ON_IMAGES = ("taylor", "activation")
+
+
+class ChannelConfig(BaseModel):
+    """Fields that all channel baselines share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ChannelScore
+    scope: Scope = Field("global", description="groups compete for the budget, or each loses the same share")
+    normalise: Literal["none", "mean", "max", "sum", "l2"] = Field(
+        "mean", description="what makes the scores of different groups comparable"
+    )
+    rounds: int = Field(1, ge=1, description="removals; 1: all at once, before fine-tuning")
+    share: float = Field(0.3, ge=0, lt=1, description="share of the steps before the last removal, where any are")
+    rate: float = Field(0.2, gt=0, le=1, description="learning rate before the last removal, as a share of train.lr")
+    round_to: int = Field(1, ge=1, description="kept channels are a multiple of it")
+    least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays")
+    branches: bool = Field(True, description="the inside of a residual branch may go entirely")
+    images: int = Field(1024, ge=1, description="images per scoring (taylor, activation); counted as images trained")
+    micro_batch: int = Field(16, ge=1, description="images per gradient (taylor)")
+    distil: bool = Field(True, description="distil from the dense network")
+
+
+class SlimmingConfig(ChannelConfig):
+    """``slimming``: BatchNorm scales, pushed towards zero by an L1 penalty first (Liu et al., 2017)."""
+
+    name: ChannelScore = "slimming"
+    normalise: Literal["none", "mean", "max", "sum", "l2"] = "none"
+    penalty: bool = Field(True, description="a phase with an L1 penalty on the scales comes first")
+    l1: float | None = Field(
+        None, ge=0, description="its strength; null: so strong that a scale of 0.1 can reach zero in the phase"
+    )
+    rate: float = Field(1.0, gt=0, le=1)
+
+
+def config_of(score: ChannelScore) -> type[ChannelConfig]:
+    """The config class of one baseline."""
+    if score == "slimming":
+        return SlimmingConfig
+    own: Any = (Literal[score], score)
+    return create_model(score.capitalize(), __base__=ChannelConfig, name=own)
+
+
+CHANNEL_CONFIGS: dict[str, type[ChannelConfig]] = {score: config_of(score) for score in get_args(ChannelScore)}
+
+
+class ChannelLimits:
+    """Which channels can be removed, and what the budgets count on them.
+
+    Args:
+        counted: The network.
+        budgets: The inequalities; may be none.
+        config: Of the method.
+
+    Raises:
+        InputError: There are budgets, and no channel that could go.
+        UsageError: A budget that the method cannot move.
+    """
+
+    def __init__(self, counted: Counted, budgets: Sequence[Budget], config: ChannelConfig) -> None:
+        self.counted, self.budgets, self.config = counted, budgets, config
+        layers = [layer.name for layer in counted.cost.layers if layer.macs]
+        try:
+            self.grouping = counted.groups()
+        except InputError as error:
+            if budgets:
+                raise
+            self.left_dense = [{"name": name, "reason": str(error)} for name in layers]
+            return
+        self.left_dense = [
+            {"name": name, "reason": self.grouping.refused.get(name, "its channels are in no group")}
+            for name in layers
+            if self.grouping.of_writer(name) is None
+        ]
+        if budgets and not self.grouping.groups:
+            reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
+            raise InputError(f"no channel of {counted.network.spec} can be removed ({reasons})")
+        self.cost = channel_cost(counted)
+
+    @property
+    def _bounds(self) -> dict[str, Any]:
+        config = self.config
+        return {"round_to": config.round_to, "least": config.least, "branches": config.branches}
+
+    def check(self) -> None:
+        """Refuse what is out of reach.
+
+        Raises:
+            InfeasibleError: The budget is below what must be left.
+        """
+        check(self.grouping, self.cost, self.budgets, self.counted.dense, **self._bounds)
+
+    def feasibility(self) -> list[dict[str, object]]:
+        """One row per budget: dense, smallest reachable, asked, feasible."""
+        return feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, **self._bounds)
+
+
+def channel_cost(counted: Counted) -> ChannelCost:
+    """What the network costs with fewer channels, its head as delivered."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in counted.network.module.state_dict().items()}
+    return ChannelCost(counted.delivered, counted.groups(), counted.file_bytes({}), shapes=shapes)
+
+
+class ChannelPruningPlan:
+    """A feasible run of a channel baseline.
+
+    Raises:
+        InputError: No channel can be removed.
+        InfeasibleError: The budget is below what must be left.
+        UsageError: A budget that the method cannot move.
+    """
+
+    def __init__(self, setting: Setting, config: ChannelConfig) -> None:
+        problem = setting.problem
+        self.setting, self.config = setting, config
+        limits = ChannelLimits(setting, problem.budgets, config)
+        self.left_dense = limits.left_dense
+        limits.check()
+        self.feasible = limits.feasibility()
+        self.images = self._images(problem)
+        left = (problem.images - config.rounds * self.images) / max(1, problem.images)
+        self.steps = max(1, int(left * problem.steps))
+        self.distil = problem.train.distil if problem.train.distil is not None else config.distil
+        self.early = self._early()
+        self.share = sum(steps for _, steps in self.early) / self.steps
+        self.notes = self._notes(limits)
+
+    def _images(self, problem: Problem) -> int:
+        if self.config.name not in ON_IMAGES:
+            return 0
+        allowed = int(IMAGES_SHARE * problem.images / self.config.rounds)
+        return max(1, min(self.config.images, len(problem.data.train), allowed))
+
+    def _early(self) -> list[tuple[str, int]]:
+        """Phases before the last removal, and their steps."""
+        config = self.config
+        names = [f"round-{number}" for number in range(1, config.rounds)]
+        if isinstance(config, SlimmingConfig) and config.penalty:
+            names.insert(0, "penalty")
+        each = int(config.share * self.steps / len(names)) if names else 0
+        return [(name, each) for name in names if each]
+
+    def _notes(self, limits: ChannelLimits) -> list[str]:
+        notes = []
+        config = self.config
+        if self.images and self.images < min(config.images, len(self.setting.problem.data.train)):
+            notes.append(f"{config.name} scores on {self.images} images, a fifth of the run's images at most")
+        if config.name == "slimming":
+            bare = without_batchnorm(self.setting.network.module, limits.grouping)
+            if bare:
+                notes.append(f"{len(bare)} channel groups have no BatchNorm and go by l1 ({bare[0]}, ...)")
+        return notes
+
+    # ------------------------------------------------------------------ the run
+    def run(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        journal: Journal,
+        progress: Progress,
+        on_history: HistoryWriter,
+    ) -> Outcome:
+        """Remove channels and fine-tune; continues from the journal. ``module`` is left behind."""
+        history: list[dict[str, Any]] = []
+        early = dict(self.early)
+        plans: list[tuple[nn.Module, ChannelPlan]] = []
+
+        def train(network: nn.Module, phase: str, steps: int, plugin: Plugin | None = None) -> nn.Module:
+            before = float(history[-1].get("seconds", 0.0)) if history else 0.0
+            whole = list(history)
+            lines = self._fit(
+                network, teacher, phase, steps, plugin, journal, progress, lambda new: on_history([*whole, *new])
+            )
+            history.extend(
+                line | ({"seconds": line["seconds"] + before} if "seconds" in line else {}) for line in lines
+            )
+            return network
+
+        if "penalty" in early:
+            assert isinstance(self.config, SlimmingConfig)
+            l1 = strength(self.config.l1, self._recipe("penalty").lr, early["penalty"])
+            # The scales are found once they are where the loop will keep them.
+            place(module, self.setting.room.device, self.setting.problem.train.channels_last)
+            train(module, "penalty", early["penalty"], L1Scales(module, l1))
+        for number in range(1, self.config.rounds + 1):
+            plan, line = self._remove(module, number)
+            plans.append((copy.deepcopy(module), plan))
+            module = remove_channels(module, plan)
+            history.append(line | {"seconds": float(history[-1]["seconds"]) if history else 0.0})
+            progress.line(line)
+            if f"round-{number}" in early:
+                train(module, f"round-{number}", early[f"round-{number}"])
+        train(module, "prune", self.steps - sum(early.values()))
+        masked = module
+        for before, plan in reversed(plans):
+            masked = expand_channels(masked, before, plan)
+        return Outcome(module, masked=masked, channels=tuple(plan for _, plan in plans), history=history)
+
+    def _fit(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        phase: str,
+        steps: int,
+        plugin: Plugin | None,
+        journal: Journal,
+        progress: Progress,
+        on_history: HistoryWriter,
+    ) -> list[dict[str, Any]]:
+        problem = replace(self.setting.problem, train=self._recipe(phase))
+        task = problem.task(
+            module,
+            phase,
+            steps,
+            teacher=teacher,
+            plugin=plugin,
+            journal=journal,
+            progress=progress,
+            on_history=on_history,
+        )
+        return fit(task, self.setting.room)
+
+    def _recipe(self, phase: str) -> Any:
+        """Before the last removal: a constant, smaller rate; after it: the run's own recipe."""
+        train = self.setting.problem.train
+        if phase == "prune":
+            return train
+        changes = {"schedule": "constant", "warmup": 0.0, "lr": self.config.rate * train.lr, "recalibrate": 0}
+        return train.model_copy(update=changes)
+
+    def _remove(self, module: nn.Module, number: int) -> tuple[ChannelPlan, dict[str, Any]]:
+        """The plan of one removal, and its line in the history."""
+        setting, config = self.setting, self.config
+        problem, room = setting.problem, setting.room
+        counted: Counted = setting
+        if number > 1:
+            network = replace(setting.network, module=copy.deepcopy(module).cpu())
+            counted = count_network(network, problem.preprocess.input_size, setting.rows)
+        grouping, cost = counted.groups(), channel_cost(counted)
+        images: ImageSet | None = None
+        if self.images:
+            images = saliency_images(problem.data.train, self.images, problem.seed, number)
+        place(module, room.device, problem.train.channels_last)
+        scores = channel_scores(
+            config.name,
+            module,
+            grouping,
+            images,
+            problem.preprocess,
+            room,
+            seed=problem.seed + number,
+            micro_batch=config.micro_batch,
+        )
+        # Of what is still to go, the share that brings all removals so far to number / rounds.
+        fraction = 1 / (config.rounds - number + 1)
+        kept = choose_channels(
+            normalised(scores, config.normalise),
+            grouping,
+            cost,
+            problem.budgets,
+            setting.dense,
+            scope=config.scope,
+            fraction=fraction,
+            round_to=config.round_to,
+            least=config.least if number == 1 else 0.0,
+            branches=config.branches,
+        )
+        totals = cost.totals({name: len(channels) for name, channels in kept.items()})
+        plan = plan_channels(module, grouping, kept)
+        line = {"phase": "prune", "event": "channels", "round": number, "step": 0, "epoch": 0.0}
+        return plan, line | {name: int(totals[name]) for name in ("params", "macs", "channels")}

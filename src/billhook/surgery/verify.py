@@ -1,0 +1,125 @@
+"""Channel groups that hold: every one was cut on a trial, and the rest of the network stayed as it was.
+
+A dependency graph knows the layers but not what a ``forward`` does between them. A shuffle, or sizes written down as
+numbers, would corrupt the network silently; a trial cut shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from billhook.surgery.channels import mask_channels, remove_channels
+from billhook.surgery.groups import ChannelGroup, Grouping
+from billhook.surgery.plan import plan_channels
+from billhook.surgery.trace import trace_groups
+
+TRIAL_SIZE = 64
+"""Pixels of the image that cuts are tried on, where the network takes one so small."""
+
+TOLERANCE = 1e-3
+"""Of the largest output, in fp32. A wrong index is off by as much as the output itself."""
+
+
+def channel_groups(module: nn.Module, input_size: int | tuple[int, int], channels: int = 3) -> Grouping:
+    """The channel groups of a network, each of them tried.
+
+    Args:
+        module: The network; left as it is.
+        input_size: Height and width of the image in pixels.
+        channels: Of the image.
+
+    Returns:
+        Groups that can be cut; the layers that cannot, and why.
+
+    Raises:
+        InputError: The network cannot take the image, or nothing can be traced.
+    """
+    grouping = trace_groups(module, input_size, channels)
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    return _Trial(module, grouping, _small_image(module, size, channels)).hold()
+
+
+def _small_image(module: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
+    """The cheapest image that will do: most networks take smaller ones than they are made for."""
+    example = next(module.parameters())
+    for sides in (tuple(min(side, TRIAL_SIZE) for side in size), size):
+        image = torch.rand(1, channels, *sides, generator=torch.Generator().manual_seed(1)).to(example)
+        try:
+            with torch.no_grad():
+                _output(module, image)
+        except Exception:
+            continue
+        return image
+    return image
+
+
+class _Trial:
+    def __init__(self, module: nn.Module, grouping: Grouping, image: Tensor) -> None:
+        self.module, self.grouping, self.image = module, grouping, image
+
+    def hold(self) -> Grouping:
+        """The groups that hold."""
+        groups = dict(self.grouping.groups)
+        refused = dict(self.grouping.refused)
+        for group, problem in self._failing(list(groups.values())):
+            del groups[group.name]
+            refused |= {member.layer: problem for member in group.writers}
+        branches = [group for group in groups.values() if group.branch is not None]
+        if branches and self._problem({group.name: np.zeros(0, dtype=np.int64) for group in branches}):
+            groups |= {group.name: replace(group, branch=None) for group in branches}
+        return Grouping(groups, refused)
+
+    def _failing(self, groups: Sequence[ChannelGroup]) -> list[tuple[ChannelGroup, str]]:
+        """Groups that do not hold, each with what happened; halves are searched while they fail together."""
+        if not groups:
+            return []
+        problem = self._problem({group.name: _most(group) for group in groups})
+        if problem is None:
+            return []
+        if len(groups) == 1:
+            return [(groups[0], problem)]
+        middle = len(groups) // 2
+        return self._failing(groups[:middle]) + self._failing(groups[middle:])
+
+    def _problem(self, kept: dict[str, NDArray[np.int64]]) -> str | None:
+        """What goes wrong when the groups keep these channels; None when nothing does."""
+        plan = plan_channels(self.module, self.grouping, kept)
+        with torch.no_grad():
+            expected = _output(mask_channels(self.module, plan), self.image)
+            try:
+                found = _output(remove_channels(self.module, plan), self.image)
+            except Exception as error:  # whatever a forward may raise
+                text = str(error).partition("\n")[0]
+                return f"the network fails without some of its channels ({text})"
+        if found.shape != expected.shape:
+            return "the output changes its shape with its channels"
+        if not float((found - expected).abs().max()) <= TOLERANCE * max(float(expected.abs().max()), 1e-20):
+            return "other channels change with them: they are mixed further on"
+        return None
+
+
+def _most(group: ChannelGroup) -> NDArray[np.int64]:
+    """Three quarters of a group's channels, of every section alike, the same ones each time."""
+    run = group.channels // group.sections
+    generator = np.random.default_rng(len(group.members))
+    keep = max(1, (3 * run) // 4)
+    parts = [section * run + np.sort(generator.permutation(run)[:keep]) for section in range(group.sections)]
+    return np.concatenate(parts).astype(np.int64)
+
+
+def _output(module: nn.Module, image: Tensor) -> Tensor:
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        output = module.eval()(image)
+    finally:
+        for part, training in flags:
+            part.training = training
+    if not isinstance(output, Tensor):
+        output = torch.cat([part.flatten() for part in output if isinstance(part, Tensor)])
+    return output
