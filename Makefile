@@ -70,5 +70,5 @@ $(DEV): | $(BIN)/python
 
 $(FULL): | $(BIN)/python
 	@echo "installing billhook, its dependencies, the tools of its tests, torchvision and timm into .venv"
-	@$(INSTALL) --constraint constraints.txt --editable ".[prune,dev,torchvision,timm]"
+	@$(INSTALL) --constraint constraints.txt --editable ".[prune,dev,torchvision,timm,onnx]"
 	@rm -f .venv/.billhook-* && touch $@
