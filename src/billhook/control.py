@@ -104,7 +104,9 @@ def control_key(setting: Setting, ignore: Collection[str] = ()) -> str:
         "data": problem.data.fingerprint,
         "kept": list(problem.data.kept),
         "preprocess": problem.preprocess.as_dict(),
-        "train": problem.train.model_dump(mode="json", exclude={"distil", "distil_weight", "temperature", *ignore}),
+        "train": problem.train.model_dump(
+            mode="json", exclude={"distil", "distil_weight", "distil_features", "temperature", *ignore}
+        ),
         "epochs": problem.epochs,
         "seed": problem.seed,
         "precision": setting.room.precision,

@@ -14,6 +14,7 @@ class TrainConfig(BaseModel):
     The ``step`` schedule multiplies the rate by ``factor`` at each of the ``milestones`` (fractions of the run) and
     after every ``step_every`` epochs.
     ``recalibrate`` images replace BatchNorm's running statistics after the last step (0 keeps them).
+    ``distil_features`` weighs the differences of feature maps (0: none) beside the loss on the outputs.
     ``distil`` null leaves the choice to the method (the control and ``billhook train`` then use none).
     """
 
@@ -36,6 +37,7 @@ class TrainConfig(BaseModel):
     distil: bool | None = None
     temperature: float = Field(2.0, gt=0)
     distil_weight: float = Field(0.9, ge=0, le=1)
+    distil_features: float = Field(3.0, ge=0)
     recalibrate: int = Field(0, ge=0)
     channels_last: bool = True
 

@@ -23,7 +23,7 @@ from billhook.models import place
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal, load_optimizer, optimizer_tensors, split_prefix
 from billhook.training.config import TrainConfig
-from billhook.training.distil import distillation_loss
+from billhook.training.distil import Hints, distillation_loss
 from billhook.training.evaluate import evaluate
 from billhook.training.interrupt import Interrupts
 from billhook.training.optim import learning_rate, make_optimizer
@@ -110,9 +110,13 @@ def fit(task: Task, room: Room) -> list[dict[str, Any]]:
         RunError: The loss or a weight is not finite; the journal keeps the last good state.
         Interrupted: SIGINT or SIGTERM; the current step was finished and saved.
     """
+    training = None
     try:
-        return _Fit(task, room).run()
+        training = _Fit(task, room)
+        return training.run()
     finally:
+        if training is not None and training.hints is not None:
+            training.hints.close()
         room.release()
 
 
@@ -124,6 +128,7 @@ class _Fit:
         self.teacher = place(task.teacher, room.device, layout).eval() if task.teacher is not None else None
         self.optimizer = make_optimizer(self.bare, self.config)
         self.steps_per_epoch = task.train.steps(self.config.batch_size)
+        self.hints: Hints | None = None
         self.history: list[dict[str, Any]] = []
         self.step = 0
         self.seconds = 0.0
@@ -200,6 +205,8 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.room.autocast():
+            if self.teacher is not None and self.hints is None and config.distil_features:
+                self.hints = Hints(self.bare, self.teacher, images)
             logits = self.module(images)
             teacher_logits = None
             if self.teacher is not None:
@@ -210,6 +217,8 @@ class _Fit:
         if teacher_logits is not None:
             soft = distillation_loss(logits, teacher_logits, config.temperature)
             loss = (1 - config.distil_weight) * loss + config.distil_weight * soft
+            if self.hints is not None:
+                loss = loss + config.distil_features * self.hints.loss()
         worst = self.room.sum(loss.detach())  # no process goes on alone
         if not math.isfinite(worst.item()):
             raise self._diverged(f"the loss is {worst.item()} at step {self.step}")
