@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ def prune(
     model: nn.Module | str,
     data: Any,
     *,
-    method: str | BaseModel = "crisp",
+    method: str | Mapping[str, Any] | BaseModel = "crisp",
     budget: str | Sequence[str],
     classes: str | Sequence[str | int] | None = None,
     labels: str | Path | None = None,
@@ -57,7 +57,8 @@ def prune(
     Args:
         model: Any ``nn.Module`` (it is not modified), a spec, or the directory of an earlier run.
         data: A path, a spec (``"digits"``), or a pair of PyTorch datasets (train, test).
-        method: A name or a config such as ``billhook.CRISP(nm="2:4", block=16)``.
+        method: A name, a config such as ``billhook.CRISP(nm="2:4", block=16)``, or the two as in a recipe:
+            ``{"name": "taylor", "rounds": 5}``.
         budget: ``"sparsity>=90%"``, or several.
         classes: Kept classes, by name or index, or as the command line takes them (``"cat,dog"``); all by default.
         labels: JSON file that names every head output.
@@ -245,9 +246,11 @@ def _listed(classes: str | Sequence[str | int]) -> Sequence[str | int]:
     return parse_classes(classes) if isinstance(classes, str) else classes
 
 
-def _method_fields(method: str | BaseModel) -> dict[str, Any]:
+def _method_fields(method: str | Mapping[str, Any] | BaseModel) -> dict[str, Any]:
     if isinstance(method, str):
         return {"name": method}
+    if isinstance(method, Mapping) and "name" in method:
+        return dict(method)
     if not isinstance(method, BaseModel) or "name" not in type(method).model_fields:
         raise UsageError(f"method {method!r} is neither a name nor a method's config", "such as billhook.CRISP()")
     fields = method.model_dump(mode="json")
