@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from billhook import artifact
-from billhook.methods import gradual
-from billhook.methods.gradual import GradualMasks, plan_images, schedule
+from billhook.methods import gradual, make_config
+from billhook.methods.gradual import GradualMasks, count_passes, plan_images, schedule
+from billhook.methods.unstructured import ThresholdChooser
 from billhook.progress import Progress
+from billhook.scores import mean_absolute_gradient
 from billhook.training.checkpoint import Journal
 
 from .problems import carry_out, ready
@@ -54,7 +56,9 @@ def test_the_steps_before_which_masks_are_chosen(rounds, share, epochs, expected
 
 @pytest.mark.parametrize("asked", [1, 3, 1000])
 def test_saliency_passes_are_paid_for_and_never_cost_more_than_a_fifth(asked):
-    prepared = ready("ragged", "saliency", "sparsity>=50%", saliency_images=asked, rounds=4, epochs=10.0)
+    prepared = ready(
+        "ragged", "saliency", "sparsity>=50%", saliency="frozen", saliency_images=asked, rounds=4, epochs=10.0
+    )
     problem = prepared.setting.problem
     per_pass, steps = plan_images(prepared.config, problem)
     assert per_pass == min(asked, len(problem.data.train), problem.images // 20)
@@ -85,8 +89,9 @@ def watched(monkeypatch):
 @pytest.mark.parametrize("method", ["crisp", "saliency"])
 def test_weights_come_back_until_the_last_round_and_then_no_more(monkeypatch, method):
     seen = watched(monkeypatch)
-    fields = {"block": 8} if method == "crisp" else {}
-    done = carry_out(ready("ragged", method, "sparsity>=70%", rounds=6, epochs=8.0, ste_rate=1.0, smooth=0.0, **fields))
+    fields: dict = {"block": 8} if method == "crisp" else {}
+    fields |= {"saliency": "frozen", "smooth": 0.0}
+    done = carry_out(ready("ragged", method, "sparsity>=70%", rounds=6, epochs=8.0, ste_rate=1.0, **fields))
     assert [fixed for _, fixed, _ in seen] == [False] * 5 + [True]
     for (before, _, _), (after, _, line) in itertools.pairwise(seen):
         assert line["returned"] == sum(int((~before[name] & after[name]).sum()) for name in after)
@@ -178,7 +183,7 @@ def test_the_running_mean_of_the_rounds(monkeypatch):
         return line
 
     monkeypatch.setattr(GradualMasks, "_update", watching)
-    carry_out(ready("ragged", "saliency", "sparsity>=50%", rounds=3, smooth=0.25, epochs=3.0))
+    carry_out(ready("ragged", "saliency", "sparsity>=50%", saliency="frozen", rounds=3, smooth=0.25, epochs=3.0))
     assert means == pytest.approx([4.0, 0.25 * 4 + 0.75 * 8, 0.25 * 7])
 
 
@@ -235,3 +240,45 @@ def test_the_user_is_told_every_line_of_the_history():
     outcome = prepared.plan.run(module, None, Journal(None), told, lambda history: None)
     assert told.lines == outcome.history
     assert {line["event"] for line in told.lines} == {"mask", "epoch"}
+
+
+@pytest.mark.parametrize(("saliency", "passes"), [("dense", 1), ("frozen", 4), ("training", 1)])
+def test_how_often_the_gradients_are_measured(monkeypatch, saliency, passes):
+    calls = []
+
+    def counting(*arguments, **fields):
+        calls.append(fields)
+        return mean_absolute_gradient(*arguments, **fields)
+
+    monkeypatch.setattr(gradual, "mean_absolute_gradient", counting)
+    asked = {"saliency": saliency, "rounds": 4, "epochs": 4.0, "temperature": 3.0}
+    carry_out(ready("ragged", "saliency", "sparsity>=50%", **asked))
+    assert len(calls) == passes
+    assert {fields["temperature"] for fields in calls} == {3.0}
+    assert count_passes(make_config("saliency", {"saliency": saliency, "rounds": 4})) == passes
+
+
+def test_gradients_of_the_dense_network_weigh_the_weights_of_the_moment(monkeypatch):
+    scored = []
+    choose = ThresholdChooser.choose
+
+    def watching(self, scores, fraction):
+        scored.append({name: score.clone() for name, score in scores.items()})
+        return choose(self, scores, fraction)
+
+    monkeypatch.setattr(ThresholdChooser, "choose", watching)
+    latent, means = [], []
+    score = GradualMasks._scores
+
+    def keeping(self):
+        latent.append({name: weight.clone() for name, weight in self.masked.latent.items()})
+        found = score(self)
+        means.append({name: mean.clone() for name, mean in self.running.items()})
+        return found
+
+    monkeypatch.setattr(GradualMasks, "_scores", keeping)
+    carry_out(ready("ragged", "saliency", "sparsity>=50%", rounds=3, epochs=4.0))
+    for weights, gradients, scores in zip(latent, means, scored, strict=True):
+        for name, tensor in scores.items():
+            assert torch.equal(gradients[name], means[0][name])
+            torch.testing.assert_close(tensor, (weights[name] * means[0][name]).abs())

@@ -30,11 +30,16 @@ class GradualConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     score: Literal["saliency", "magnitude"] = Field("saliency", description="|w·mean|∂L/∂w|| or |w|")
-    saliency: Literal["frozen", "training"] = Field(
-        "frozen", description="gradients from passes with frozen weights, or from the training steps (as published)"
+    saliency: Literal["dense", "frozen", "training"] = Field(
+        "dense",
+        description="gradients from one pass over the dense network, from a pass before every mask update, or from the "
+        "training steps (as published)",
     )
     class_aware: bool = Field(True, description="saliency on the kept classes' images; false: on all classes'")
-    saliency_images: int = Field(512, ge=1, description="images per frozen-weights pass; counted as images trained")
+    saliency_images: int = Field(2048, ge=1, description="images per pass; counted as images trained")
+    temperature: float = Field(
+        2.0, gt=0, description="softens the outputs in a pass: a network that is sure of its images has no gradient"
+    )
     smooth: float = Field(0.5, ge=0, lt=1, description="share of the earlier rounds in the running mean of |∂L/∂w|")
     balance: float | None = Field(
         None,
@@ -197,6 +202,8 @@ class GradualMasks:
             count = self.gradient_count * self.room.world
             means = {name: self.room.sum(total) / count for name, total in self.gradient_sums.items()}
             self.gradient_sums, self.gradient_count = {}, 0
+        elif self.config.saliency == "dense" and self.running:
+            means = self.running
         else:
             problem = self.problem
             pool = problem.data.train if self.config.class_aware else problem.all_classes
@@ -210,6 +217,7 @@ class GradualMasks:
                 problem.preprocess,
                 self.room,
                 micro_batch=self.config.micro_batch,
+                temperature=self.config.temperature,
             )
             self.masked.open()
         if self.running:
@@ -243,6 +251,11 @@ def schedule(kind: Literal["cubic", "linear"], round_: int, rounds: int) -> floa
     return 1 - left**3 if kind == "cubic" else 1 - left
 
 
+def count_passes(config: GradualConfig) -> int:
+    """Saliency passes of a run; also the gradients of the training steps begin with one."""
+    return config.rounds if config.saliency == "frozen" else 1
+
+
 def plan_images(config: GradualConfig, problem: Problem) -> tuple[int, int]:
     """Split the run's images between saliency passes and training.
 
@@ -251,7 +264,7 @@ def plan_images(config: GradualConfig, problem: Problem) -> tuple[int, int]:
     """
     if config.score != "saliency":
         return 0, problem.steps
-    passes = config.rounds if config.saliency == "frozen" else 1
+    passes = count_passes(config)
     allowed = int(SALIENCY_SHARE * problem.images / passes)
     per_pass = max(1, min(config.saliency_images, len(problem.data.train), allowed))
     left = (problem.images - passes * per_pass) / max(1, problem.images)

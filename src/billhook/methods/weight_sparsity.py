@@ -14,7 +14,7 @@ from billhook.methods.accounting import Accounting
 from billhook.methods.base import HistoryWriter, Outcome, Setting
 from billhook.methods.counted import Counted
 from billhook.methods.crisp import CRISP, HybridChooser
-from billhook.methods.gradual import GradualConfig, GradualMasks, plan_images
+from billhook.methods.gradual import GradualConfig, GradualMasks, count_passes, plan_images
 from billhook.methods.targets import Target, find_targets
 from billhook.methods.unstructured import ThresholdChooser
 from billhook.models import place
@@ -124,9 +124,9 @@ class WeightSparsityPlan:
         images, self.steps = plan_images(config, problem)
         self.share = config.share
         self.distil = problem.train.distil if problem.train.distil is not None else config.distil
-        passes = config.rounds if config.saliency == "frozen" else 1
+        passes = count_passes(config)
         if config.score == "saliency" and images < min(config.saliency_images, len(problem.data.train)):
-            self.notes.append(f"saliency uses {images} images per pass ({passes} passes), a fifth of the run's images")
+            self.notes.append(f"saliency uses {images} images per pass, {passes} in all: at most a fifth of the run's images")
 
     def run(
         self,

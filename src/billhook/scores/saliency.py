@@ -28,8 +28,9 @@ def mean_absolute_gradient(
     room: Room,
     *,
     micro_batch: int = 32,
+    temperature: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Mean over micro-batches of ``|dL/dw|``, L the cross-entropy over the full head, with frozen weights.
+    """Mean over micro-batches of ``|dL/dw|``, L the cross-entropy of the softened full head, with frozen weights.
 
     BatchNorm runs on its running statistics, the mean is taken in fp32, and micro-batches are fixed by index, so the
     result does not depend on the training batch size, and on the number of processes only to floating-point order.
@@ -41,6 +42,8 @@ def mean_absolute_gradient(
         preprocess: Evaluation transform.
         room: Device, precision, processes; each process takes every world-th micro-batch.
         micro_batch: Images per gradient.
+        temperature: Divides the logits. Where every image is classified with certainty, the cross-entropy has no
+            gradient but that of a few odd images; softened outputs let all of them speak.
 
     Returns:
         A float32 tensor per parameter, in its shape.
@@ -62,7 +65,7 @@ def mean_absolute_gradient(
                 continue
             with room.autocast():
                 logits = module(batch.images.to(room.device))
-            loss = functional.cross_entropy(logits.float(), batch.labels.to(room.device))
+            loss = functional.cross_entropy(logits.float() / temperature, batch.labels.to(room.device))
             gradients = torch.autograd.grad(loss, [parameters[name] for name in names], allow_unused=True)
             for name, gradient in zip(names, gradients, strict=True):
                 if gradient is not None:
