@@ -77,7 +77,8 @@ def cells() -> list[Cell]:
     vehicles = [Cell("vehicles", *resnet56, VEHICLES, "quick", s) for s in (90, 80, 95)]
     ablation = [
         Cell("pets", *resnet56, PETS, "quick", 90),
-        Cell("pets", *resnet56, PETS, "quick", 90, settings={"class_aware": False}),
+        Cell("pets", *resnet56, PETS, "quick", 90, settings={"score": "saliency"}),
+        Cell("pets", *resnet56, PETS, "quick", 90, settings={"score": "saliency", "class_aware": False}),
         Cell("pets", *resnet56, PETS, "quick", 90, method="block-only"),
         Cell("pets", *resnet56, PETS, "quick", 90, method="magnitude"),
         Cell("pets", *resnet56, PETS, "quick", 90, method="saliency"),

@@ -32,6 +32,8 @@ class CRISP(GradualConfig):
         "weight", description="block scores per weight, or raw sums (as published)"
     )
 
+    # Measured: under this pattern the order of weights inside a layer is better by magnitude (docs/crisp.md).
+    score: Literal["saliency", "magnitude"] = Field("magnitude", description="|w|, or |w·mean|∂L/∂w|| (as published)")
     balance: float | None = Field(0.5, ge=0, le=1)
 
     @field_validator("nm")
