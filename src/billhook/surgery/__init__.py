@@ -9,7 +9,8 @@ from billhook.surgery.channels import (
 )
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member
 from billhook.surgery.head import slice_head
-from billhook.surgery.plan import ChannelPlan, LayerCut, plan_channels
+from billhook.surgery.plan import ChannelPlan, LayerCut
+from billhook.surgery.planner import plan_channels
 from billhook.surgery.trace import trace_groups
 from billhook.surgery.verify import channel_groups
 

@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from billhook.errors import InputError
 from billhook.models import ChannelMap, PadShortcut
-from billhook.surgery.plan import ChannelPlan, LayerCut, layer_channels
-from billhook.surgery.tensors import TensorCut, layer_cuts, resize
+from billhook.surgery.check import check_plan
+from billhook.surgery.plan import ChannelPlan, LayerCut
+from billhook.surgery.tensors import TensorCut, layer_channels, layer_cuts, resize
 
 
 class Silent(nn.Module):
@@ -57,6 +58,7 @@ def remove_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:
     Raises:
         InputError: The plan is not of this network.
     """
+    check_plan(module, plan)
     small = copy.deepcopy(module)
     for name, cut in plan.layers.items():
         try:
@@ -72,7 +74,11 @@ def mask_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:
     Args:
         module: The network, or one of the same architecture; left as it is.
         plan: What stays.
+
+    Raises:
+        InputError: The plan is not of this network.
     """
+    check_plan(module, plan)
     masked = copy.deepcopy(module)
     tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())
     parts = dict(masked.named_modules())
@@ -85,9 +91,10 @@ def mask_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:
                 _mask_branch(part, cut)
             for tensor, taken in _cuts(part, cut).items():
                 full = tensors[f"{name}.{tensor}" if tensor else name]
-                full.copy_(taken.put(taken.take(full), full))
+                small = taken.take(full)
+                full.copy_(taken.put(small, full))
                 if tensor == "running_var":
-                    full[full == 0] = 1
+                    full[_gone(taken, small, full)] = 1
     return masked
 
 
@@ -104,15 +111,14 @@ def expand_channels(small: nn.Module, module: nn.Module, plan: ChannelPlan) -> n
     with torch.no_grad():
         for name, tensor in large.state_dict().items():
             if name in cuts:
-                tensor.copy_(cuts[name].put(new[_new_name(name, plan)], tensor))
+                small_tensor = new[_new_name(name, plan)]
+                tensor.copy_(cuts[name].put(small_tensor, tensor))
                 if name.endswith("running_var"):
-                    tensor[tensor == 0] = 1
-                continue
-            layer, _, last = name.rpartition(".")
-            value = new.get(f"{layer}.value")
-            if last == "bias" and value is not None:
-                out = plan.layers[layer].out
-                tensor.copy_(TensorCut(() if out is None else ((0, out),)).put(value, tensor))
+                    tensor[_gone(cuts[name], small_tensor, tensor)] = 1
+        for name, cut in plan.layers.items():
+            value = new.get(_new_name(f"{name}.value", plan)) if cut.role == "constant" else None
+            if value is not None:
+                _hold(large.get_submodule(name), value, cut)
     return large
 
 
@@ -132,11 +138,11 @@ def cut_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, small: nn
         parameters = []
         for parameter in group["params"]:
             state = optimizer.state.pop(parameter, None)
-            name = names[id(parameter)]
-            cut = cuts.get(name)
+            name = names.get(id(parameter), "")
+            cut = cuts.get(name) if name else TensorCut()
             if cut is None:
                 continue  # the layer is gone
-            new = after[_new_name(name, plan)]
+            new = after[_new_name(name, plan)] if name else parameter
             if state is not None:
                 optimizer.state[new] = {
                     key: cut.take(value) if isinstance(value, Tensor) and value.shape == parameter.shape else value
@@ -180,9 +186,10 @@ def _carry_out(small: nn.Module, name: str, cut: LayerCut) -> None:
         return
     layer = small.get_submodule(name)
     if cut.role is not None:
-        setattr(parent, last, _remains(layer, cut))
-        return
-    resize(layer, cut.out, cut.inside)
+        layer = _remains(layer, cut)
+        setattr(parent, last, layer)
+    else:
+        resize(layer, cut.out, cut.inside)
     if cut.gather is not None or cut.scatter is not None:
         wired = Wired()
         if cut.gather is not None:
@@ -211,7 +218,7 @@ def _constant(layer: nn.Module) -> Tensor | None:
     """What a layer puts out for an input of zeros, per channel; None: zero, and nothing to learn."""
     if isinstance(layer, _NormBase):
         if layer.running_mean is None or layer.running_var is None:
-            return None
+            return None if layer.bias is None else layer.bias.detach().clone()
         value = -layer.running_mean / torch.sqrt(layer.running_var + layer.eps)
         if layer.affine:
             value = layer.bias + layer.weight * value
@@ -221,10 +228,8 @@ def _constant(layer: nn.Module) -> Tensor | None:
 
 
 def _mask_branch(part: nn.Module, cut: LayerCut) -> None:
-    """The old layers in the shape of what is left of them: zeros, and the constant in the last one's bias."""
+    """The old layers in the shape of what is left of them: zeros, and the constant of the last one."""
     value = _constant(part) if cut.role == "constant" else None
-    if cut.inside == () and value is not None:
-        value = torch.zeros_like(value)
     weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
     for tensor in (weight, bias):
         if tensor is not None:
@@ -232,10 +237,20 @@ def _mask_branch(part: nn.Module, cut: LayerCut) -> None:
     if isinstance(part, _NormBase) and part.running_mean is not None and part.running_var is not None:
         part.running_mean.zero_()
         part.running_var.fill_(1)
-    if value is not None and bias is not None:
-        keep = torch.zeros_like(value)
-        keep[list(cut.out) if cut.out is not None else slice(None)] = 1
-        bias.copy_(value * keep)
+    if value is not None:
+        if cut.out is not None:
+            value = value[list(cut.out)]
+        _hold(part, torch.zeros_like(value) if cut.inside == () else value, cut)
+
+
+def _hold(part: nn.Module, value: Tensor, cut: LayerCut) -> None:
+    """Make a layer whose input is zero put this constant out: by its bias, or by its mean where it has none."""
+    bias = getattr(part, "bias", None)
+    if bias is not None:
+        bias.copy_(TensorCut(() if cut.out is None else ((0, cut.out),)).put(value, bias))
+    elif isinstance(part, _NormBase) and part.running_mean is not None and part.running_var is not None:
+        whole = TensorCut(() if cut.out is None else ((0, cut.out),)).put(value, part.running_mean)
+        part.running_mean.copy_(-whole * torch.sqrt(part.running_var + part.eps))
 
 
 def _mask_map(part: PadShortcut, cut: LayerCut) -> None:
@@ -252,10 +267,15 @@ def _cuts(part: nn.Module | None, cut: LayerCut) -> dict[str, TensorCut]:
     if cut.role is not None or isinstance(part, PadShortcut):
         return {}
     if cut.dim is not None:
-        assert cut.out is not None
+        assert cut.out is not None  # check_plan has seen to it
         return {"": TensorCut(((cut.dim, cut.out),))}
     assert part is not None
     return layer_cuts(part, cut.out, cut.inside)
+
+
+def _gone(cut: TensorCut, small: Tensor, large: Tensor) -> Tensor:
+    """Where ``put`` leaves a large tensor empty."""
+    return cut.put(torch.ones_like(small), large) == 0
 
 
 def _new_name(name: str, plan: ChannelPlan) -> str:
@@ -267,7 +287,8 @@ def _new_name(name: str, plan: ChannelPlan) -> str:
 
 def _adopt_constants(optimizer: torch.optim.Optimizer, small: nn.Module, plan: ChannelPlan) -> None:
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    new = [small.get_submodule(name) for name, cut in plan.layers.items() if cut.role == "constant"]
-    for part in new:
+    for name, cut in plan.layers.items():
+        part = small.get_submodule(name) if cut.role == "constant" else None
+        part = part.get_submodule("layer") if isinstance(part, Wired) else part
         if isinstance(part, Constant) and part.value is not None and id(part.value) not in known:
             optimizer.param_groups[-1]["params"].append(part.value)

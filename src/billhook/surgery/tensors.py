@@ -93,6 +93,29 @@ def layer_cuts(layer: nn.Module, out: Positions | None, inside: Positions | None
     return cuts
 
 
+def layer_channels(part: nn.Module, side: str) -> int:
+    """Channels of a layer.
+
+    Args:
+        part: The layer.
+        side: ``in`` or ``out``.
+
+    Raises:
+        TypeError: Channels of such a layer cannot be removed.
+    """
+    if isinstance(part, PadShortcut):
+        return part.inputs if side == "in" else len(part.source())
+    if isinstance(part, _ConvNd):
+        return part.in_channels if side == "in" else part.out_channels
+    if isinstance(part, nn.Linear):
+        return part.in_features if side == "in" else part.out_features
+    if isinstance(part, _NormBase):
+        return part.num_features
+    if isinstance(part, nn.PReLU):
+        return part.num_parameters
+    raise TypeError(f"a {type(part).__name__} has no channels that can be removed")
+
+
 def is_depthwise(layer: nn.Module) -> bool:
     """A convolution with one filter per channel."""
     return isinstance(layer, _ConvNd) and layer.groups == layer.in_channels == layer.out_channels > 1

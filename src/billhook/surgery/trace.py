@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from billhook.errors import InputError
-from billhook.models import PadShortcut
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member, Side
+from billhook.surgery.watch import reshaping_layer, run_once, shared_layers
 
 _THROUGH = ("BN", "DEPTHWISE_CONV", "PRELU", "IN")
 _CARRIERS = ("CONCAT", "SPLIT", "ELEMENTWISE", "RESHAPE", "UNBIND", "EXPAND", "SLICE")
@@ -57,9 +56,16 @@ class _Tracer:
         import torch_pruning  # type: ignore[import-untyped]  # only pruning needs it; reading an artifact does not
 
         size = (input_size, input_size) if isinstance(input_size, int) else input_size
-        stand_in = copy.deepcopy(module).cpu().float().eval()
+        try:
+            stand_in = copy.deepcopy(module).cpu().float().eval()
+        except Exception as error:  # a weight that another tensor was computed into, say
+            raise InputError(
+                f"the channels of {type(module).__name__} cannot be traced: it cannot be copied ({error})",
+                "fold computed weights first, or prune its weights instead (crisp, magnitude)",
+            ) from error
+        self.shared = shared_layers(stand_in)
         image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
-        self.order = _run(stand_in, image)
+        self.order = run_once(stand_in, image)
         stand_in.requires_grad_(True)
         self.network = stand_in
         self.kinds = torch_pruning.ops.OPTYPE
@@ -78,8 +84,9 @@ class _Tracer:
                     verbose=False,
                 )
             except Exception as error:  # whatever a tracer may raise on a network that it does not understand
+                why = reshaping_layer(stand_in, image) or error
                 raise InputError(
-                    f"the channels of {type(module).__name__} cannot be traced: {_mixes(stand_in, image) or error}",
+                    f"the channels of {type(module).__name__} cannot be traced: {why}",
                     "prune its weights instead (crisp, magnitude)",
                 ) from error
         nodes = self.graph.module2node.values()
@@ -128,6 +135,7 @@ class _Tracer:
     def _members(self, root: str) -> list[Member]:
         """Every member of the group that ``root`` writes, in the order of the network."""
         node = self.nodes[root]
+        self._refuse_early(node)
         pruner = self.graph.get_pruner_of_module(node.module)
         total = int(pruner.get_out_channels(node.module))
         found = None if self.splits else self._affine(node, pruner, total)
@@ -146,6 +154,20 @@ class _Tracer:
             Member(m.layer, m.side, m.index, m.dim, self._feeder(m, names) if m.side != "out" else None)
             for m in members
         ]
+
+    def _refuse_early(self, root: Any) -> None:
+        """Refuse what leads to a layer that cannot be cut: the library would follow a transformer for minutes."""
+        seen: set[int] = set()
+        ahead = list(root.outputs)
+        while ahead:
+            node = ahead.pop()
+            kind = node.type.name
+            if id(node) in seen or kind in ("CONV", "LINEAR"):
+                continue
+            seen.add(id(node))
+            if kind in _REFUSED and kind != "OUTPUT":
+                raise _Refused(f"{_REFUSED[kind]} ('{self.name(node)}')")
+            ahead += node.outputs
 
     def _affine(
         self, node: Any, pruner: Any, total: int
@@ -192,13 +214,13 @@ class _Tracer:
         """(layer, side) → node, positions and the channels of ``node`` that they belong to."""
         found: dict[tuple[str, Side], tuple[Any, NDArray[np.int64], list[int]]] = {}
         # The library works its index maps out anew for every question; nothing changes between ours.
-        with warnings.catch_warnings(), mock.patch.object(self.updates, "update_index_mapping"):
+        with warnings.catch_warnings(), mock.patch.object(self.updates, "update_index_mapping", _nothing):
             warnings.simplefilter("ignore")
             items = self.graph.get_pruning_group(node.module, pruner.prune_out_channels, channels)
         for item in items:
             target, kind = item.dep.target, item.dep.target.type.name
-            if kind in _CARRIERS:
-                continue
+            if kind in _CARRIERS or (kind == "PRELU" and target.module.weight.numel() == 1):
+                continue  # one slope for all channels is an activation like any other
             if kind in _REFUSED:
                 where = self.name(target)
                 raise _Refused(_REFUSED[kind] + (f" ('{where}')" if where else ""))
@@ -213,6 +235,10 @@ class _Tracer:
                 side = "out" if item.dep.handler == out else "in"
             if hasattr(target.module, "parametrizations"):
                 raise _Refused(f"the weight of '{name}' is computed by a parametrization")
+            if "weight" not in getattr(target.module, "_parameters", {"weight": None}):
+                raise _Refused(f"the weight of '{name}' is computed, it is no parameter")
+            if name in self.shared:
+                raise _Refused(f"'{name}' shares its weights with '{self.shared[name]}'")
             if side != "in" and not target.outputs:
                 raise _Refused(_REFUSED["OUTPUT"])
             found[name, side] = (target, np.array(item.idxs, dtype=np.int64), list(item.root_idxs))
@@ -244,14 +270,16 @@ class _Tracer:
     def _feeder(self, member: Member, names: set[str]) -> str | None:
         """The layer that alone feeds a member, and feeds nothing else."""
         node = self.nodes[member.layer]
-        while len(node.inputs) == 1:
-            node = node.inputs[0]
+        # Past a reshape channels have several places: a reader may, what carries them through may not.
+        passed = ("ELEMENTWISE", "RESHAPE") if member.side == "in" or member.index.shape[1] == 1 else ("ELEMENTWISE",)
+        while len(sources := [source for source in node.inputs if not _is_leaf(source)]) == 1:
+            node = sources[0]
             if len(node.outputs) != 1:
                 return None
             name = self.name(node)
-            if name is not None:
-                return name if name in names else None
-            if node.type.name != "ELEMENTWISE":
+            if name in names:
+                return name
+            if node.type.name not in (*passed, "PRELU"):
                 return None
         return None
 
@@ -296,6 +324,15 @@ class _Tracer:
                 return chain, node if adds and others else None
 
 
+def _nothing(*arguments: Any) -> None:
+    """In the place of work that need not be done again."""
+
+
+def _is_leaf(node: Any) -> bool:
+    """A layer's own tensor on its way into it, which the graph shows as an operation without inputs."""
+    return not node.inputs and node.type.name in ("ELEMENTWISE", "RESHAPE")
+
+
 def _size(layer: Any, member: Member) -> int:
     """Channels of a layer on a member's side."""
     if member.dim is not None:
@@ -320,87 +357,3 @@ def _first_owner(groups: Any, refused: dict[str, str]) -> dict[str, str]:
                 clashes.setdefault(group.name, f"two groups claim channels of '{member.layer}'")
             theirs |= mine
     return clashes
-
-
-def _run(network: nn.Module, image: torch.Tensor) -> list[str]:
-    """Forward once: names of the layers in the order of their first call. Channel maps become convolutions.
-
-    A map of channels is a convolution with fixed weights, whose inputs and outputs belong to different groups.
-
-    Raises:
-        InputError: The network cannot take the image.
-    """
-    order: dict[str, None] = {}
-    maps: dict[str, nn.Conv2d] = {}
-    handles = []
-
-    def note(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            order.setdefault(name)
-            if isinstance(layer, PadShortcut):
-                maps[name] = nn.Conv2d(layer.inputs, len(layer.source()), 1, stride=layer.stride, bias=False)
-
-        return hook
-
-    for name, layer in network.named_modules():
-        handles.append(layer.register_forward_hook(note(name)))
-    try:
-        with torch.no_grad():
-            network(image)
-    except Exception as error:  # whatever a forward may raise
-        size = "x".join(str(side) for side in image.shape[1:])
-        raise InputError(
-            f"the network fails on a {size} image: {error}", "choose the input size it is made for"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, conv in maps.items():
-        parent, _, last = name.rpartition(".")
-        network.get_submodule(parent).add_module(last, conv)
-    return list(order)
-
-
-class _Reshapes(TorchFunctionMode):
-    """Notes the first map that a function gives a fifth dimension: its channels are taken apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if isinstance(output, torch.Tensor) and output.ndim > 4:
-            self.found = True
-        return output
-
-
-def _mixes(network: nn.Module, image: torch.Tensor) -> str | None:
-    """The innermost layer that takes channels apart by reshaping (a channel shuffle); None when there is none."""
-    culprits: list[str] = []
-
-    def enter(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any) -> None:
-            watch.found = False
-
-        return hook
-
-    def leave(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if watch.found:
-                culprits.append(name)
-                watch.found = False
-
-        return hook
-
-    watch = _Reshapes()
-    handles = []
-    for name, layer in network.named_modules():
-        handles += [layer.register_forward_pre_hook(enter(name)), layer.register_forward_hook(leave(name))]
-    try:
-        with torch.no_grad(), watch:
-            network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return f"'{culprits[0]}' reshapes its channels, which mixes them" if culprits else None

@@ -6,6 +6,7 @@ numbers, would corrupt the network silently; a trial cut shows it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,14 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from billhook.surgery.channels import mask_channels, remove_channels
 from billhook.surgery.groups import ChannelGroup, Grouping
-from billhook.surgery.plan import plan_channels
+from billhook.surgery.planner import plan_channels
 from billhook.surgery.trace import trace_groups
 
 TRIAL_SIZE = 64
 """Pixels of the image that cuts are tried on, where the network takes one so small."""
+
+_ALIKE = 1e-4  # a tensor whose values differ by less was never trained, or does next to nothing
 
 TOLERANCE = 1e-3
 """Of the largest output, in fp32. A wrong index is off by as much as the output itself."""
@@ -42,12 +47,13 @@ def channel_groups(module: nn.Module, input_size: int | tuple[int, int], channel
     """
     grouping = trace_groups(module, input_size, channels)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    return _Trial(module, grouping, _small_image(module, size, channels)).hold()
+    stirred = _stirred(module)
+    return _Trial(stirred, grouping, _small_image(stirred, size, channels)).hold()
 
 
 def _small_image(module: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
     """The cheapest image that will do: most networks take smaller ones than they are made for."""
-    example = next(module.parameters())
+    example = next(module.parameters(), torch.zeros(1))
     for sides in (tuple(min(side, TRIAL_SIZE) for side in size), size):
         image = torch.rand(1, channels, *sides, generator=torch.Generator().manual_seed(1)).to(example)
         try:
@@ -57,6 +63,30 @@ def _small_image(module: nn.Module, size: tuple[int, int], channels: int) -> Ten
             continue
         return image
     return image
+
+
+def _stirred(module: nn.Module) -> nn.Module:
+    """A copy in which no tensor is as it was initialised: what is all zeros or ones hides what the channels do."""
+    stirred = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for part in stirred.modules():
+            tensors: list[tuple[str, Tensor]] = list(part.named_parameters(recurse=False))
+            if isinstance(part, _NormBase):
+                tensors += [(name, t) for name, t in part.named_buffers(recurse=False) if name.startswith("running")]
+            for name, tensor in tensors:
+                if not (tensor.is_floating_point() and tensor.numel()):
+                    continue
+                if float((tensor - tensor.mean()).abs().max()) > _ALIKE:
+                    continue
+                if isinstance(part, _ConvNd | nn.Linear) and name == "weight":
+                    new = torch.randn(tensor.shape, generator=generator) * tensor[0].numel() ** -0.5
+                elif name in ("bias", "running_mean"):
+                    new = 0.2 * torch.randn(tensor.shape, generator=generator)
+                else:
+                    new = 0.5 + torch.rand(tensor.shape, generator=generator)
+                tensor.copy_(new.to(tensor))
+    return stirred
 
 
 class _Trial:
