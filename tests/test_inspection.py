@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -14,11 +15,14 @@ from billhook.api import look
 from billhook.cost import count
 from billhook.errors import InfeasibleError, InputError, UsageError
 from billhook.inspection import inspect_network, make_inspection
-from billhook.methods import METHODS
+from billhook.methods import CHANNEL_METHODS, METHODS, WEIGHT_METHODS, count_network
+from billhook.methods import counted as counting
 from billhook.models import open_network
 from billhook.recipe import make_recipe
 
 BUDGETS = ["sparsity>=80%", "effective_macs<=40%", "bytes<=45%"]
+CHANNEL_BUDGETS = ["params<=20%", "macs<=40%", "channels<=45%"]
+OUTPUT = "its channels are the network's output"
 
 
 def inspected(model="tinycnn", module=None, **content):
@@ -41,12 +45,48 @@ def test_totals_are_those_of_counting_and_of_the_file(tmp_path):
     assert document["input_size"] == [32, 32]
     assert document["peak_activation_bytes"] == cost.peak_activation_bytes > 0
     assert document["delivered"] is None
-    assert document["groups"] == document["feasible"] == []
+    assert document["feasible"] == []
     for key in ("params", "nonzero", "macs", "effective_macs", "channels", "volume"):
         assert sum(entry[key] for entry in document["layers"]) == document["totals"][key]
-    assert {entry["group"] for entry in document["layers"]} == {None}
     assert layer(document, "conv1")["shape"] == [16, 3, 3, 3]
     assert layer(document, "conv1")["output_shape"] == [16, 32, 32]
+
+
+# Two residual stages and a head: (name, channels, writers, readers, may vanish).
+CHAIN = [
+    ("conv1", 16, ["conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2"]),
+    ("layer1.0.conv1", 16, ["layer1.0.conv1"]),
+    ("layer1.1.conv1", 16, ["layer1.1.conv1"]),
+]
+
+
+def test_groups_of_a_residual_network():
+    document = inspected("resnet20")
+    groups = {group["name"]: group for group in document["groups"]}
+    assert len(groups) == 12  # three streams, nine insides of residual branches
+    keys = ["name", "channels", "sections", "layers", "readers", "may_vanish"]
+    assert all(list(group) == keys for group in groups.values())
+    for name, channels, writers in CHAIN:
+        assert groups[name]["layers"] == writers
+        assert groups[name]["channels"] == channels
+        assert groups[name]["sections"] == 1
+        assert groups[name]["may_vanish"] is (name != "conv1")
+    assert groups["layer1.0.conv1"]["readers"] == ["layer1.0.conv2"]
+    assert {"layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"} <= set(groups["conv1"]["readers"])
+    assert sum(group["may_vanish"] for group in groups.values()) == 9
+    # Every layer that writes is in its own group; what carries channels is in the group that it carries.
+    of = {entry["name"]: entry["group"] for entry in document["layers"]}
+    assert all(of[name] == group["name"] for group in groups.values() for name in group["layers"] if name in of)
+    assert of["layer1.2.conv2"] == of["bn1"] == of["conv1"] == "conv1"
+    assert of["linear"] is None
+    assert layer(document, "linear")["prunable"]["l1"] == OUTPUT
+
+
+def test_sections_of_grouped_convolutions():
+    groups = {group["name"]: group for group in inspected("resnext50_32x4d", data={"input_size": 32})["groups"]}
+    assert groups["layer1.0.conv1"]["sections"] == 32
+    assert groups["layer1.0.conv2"]["sections"] == 32
+    assert groups["conv1"]["sections"] == 1
 
 
 def test_it_counts_in_one_forward_pass():
@@ -58,19 +98,82 @@ def test_it_counts_in_one_forward_pass():
             return super().forward(x)
 
     module = Watched(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    assert inspected("passed", module, data={"input_size": 12})["classes"] == 4
+    count_network(open_network(module), 12, None)
     assert calls == [(1, 3, 12, 12)]
+
+
+class Shuffled(nn.Module):
+    """Two convolutions with a channel shuffle between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.fc(self.b(x).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_channels_are_traced_once_for_all_methods(monkeypatch, traceable):
+    calls, found = [], counting.channel_groups
+
+    def noted(module, size):
+        calls.append(size)
+        if not traceable:
+            raise InputError("the channels of Net cannot be traced: it is a riddle", "prune its weights instead")
+        return found(module, size)
+
+    monkeypatch.setattr(counting, "channel_groups", noted)
+    document = inspected("tinycnn")
+    assert len(calls) == 1
+    assert bool(document["groups"]) is traceable
+    states = {state for entry in document["layers"] if entry["macs"] for state in entry["prunable"].values()}
+    assert ("the channels of Net cannot be traced: it is a riddle" in states) is not traceable
+
+
+def test_a_layer_in_front_of_a_shuffle_says_so():
+    document = inspected("passed", Shuffled(), data={"input_size": 12})
+    assert [group["name"] for group in document["groups"]] == ["b"]
+    states = layer(document, "a")["prunable"]
+    assert {states[name] for name in WEIGHT_METHODS} == {"first convolution"}
+    (reason,) = {states[name] for name in CHANNEL_METHODS}
+    assert "mixe" in reason
+    assert layer(document, "a")["group"] is None
+
+
+def test_a_shuffle_of_a_library_network():
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    document = inspected("torchvision:shufflenet_v2_x0_5", data={"input_size": 64})
+    assert document["groups"] == []
+    assert {entry["group"] for entry in document["layers"]} == {None}
+    states = layer(document, "stage2.0.branch1.2")["prunable"]
+    assert {states[name] for name in WEIGHT_METHODS} == {True}
+    (reason,) = {states[name] for name in CHANNEL_METHODS}
+    assert reason.startswith("the channels of ShuffleNetV2 cannot be traced")
+    assert "prune its weights instead" not in reason  # a hint for those who asked for it
+    with pytest.raises(InputError, match="cannot be traced"):
+        inspected("torchvision:shufflenet_v2_x0_5", method={"name": "l1"}, budget=["macs<=50%"])
 
 
 def test_every_method_says_what_it_can_prune_and_why_not():
     document = inspected("mobilenet_v2", data={"input_size": 32})
+
+    def states(name, methods):
+        return {layer(document, name)["prunable"][method] for method in methods}
+
     for entry in document["layers"]:
-        assert list(entry["prunable"]) == list(METHODS)
+        assert list(entry["prunable"]) == list(METHODS) == [*WEIGHT_METHODS, *CHANNEL_METHODS]
         assert all(state is True or (isinstance(state, str) and state) for state in entry["prunable"].values())
-    assert set(layer(document, "features.0.0")["prunable"].values()) == {"first convolution"}
-    assert set(layer(document, "features.1.conv.0.0")["prunable"].values()) == {"depthwise convolution"}
-    assert set(layer(document, "features.0.1")["prunable"].values()) == {"batchnorm has no weight matrix"}
-    assert set(layer(document, "classifier.1")["prunable"].values()) == {True}
+    assert states("features.0.0", WEIGHT_METHODS) == {"first convolution"}
+    assert states("features.1.conv.0.0", WEIGHT_METHODS) == {"depthwise convolution"}
+    assert states("features.0.0", CHANNEL_METHODS) == states("features.1.conv.0.0", CHANNEL_METHODS) == {True}
+    assert states("features.0.1", METHODS) == {"batchnorm has no weight matrix"}
+    assert states("classifier.1", WEIGHT_METHODS) == {True}
+    assert states("classifier.1", CHANNEL_METHODS) == {OUTPUT}
 
 
 def test_a_pattern_that_does_not_divide_stops_only_the_methods_that_need_it():
@@ -85,7 +188,8 @@ def test_a_pattern_that_does_not_divide_stops_only_the_methods_that_need_it():
 
     states = layer(inspected("passed", Odd(), data={"input_size": 8}), "b")["prunable"]
     reason = "M = 4 does not divide its 6 input channels"
-    assert states == {"crisp": reason, "nm-only": reason, "block-only": True, "magnitude": True, "saliency": True}
+    able = dict.fromkeys(METHODS, True)  # block-only, unstructured, and all that remove channels
+    assert states == able | {"crisp": reason, "nm-only": reason}
     fields = {"name": "crisp", "nm": "1:2"}
     one = inspected("passed", Odd(), data={"input_size": 8}, method=fields)
     assert layer(one, "b")["prunable"] == {"crisp": True}
@@ -105,9 +209,9 @@ def test_a_computed_weight_is_counted_and_left_dense():
     parametrize.register_parametrization(module[1], "weight", Halved())
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     document = inspected("passed", module, data={"input_size": 8})
-    assert set(layer(document, "1")["prunable"].values()) == {
-        "its weight is no parameter of its own (shared, or computed)"
-    }
+    states = layer(document, "1")["prunable"]
+    assert {states[name] for name in WEIGHT_METHODS} == {"its weight is no parameter of its own (shared, or computed)"}
+    assert all("computed" in states[name] for name in CHANNEL_METHODS)
     assert layer(document, "1")["params"] == 16 * 32 * 9 + 32
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
@@ -117,6 +221,8 @@ def test_a_computed_weight_is_counted_and_left_dense():
 def test_the_floor_is_that_of_the_plan(method, classes):
     """The same rows as a pruning run sees before it starts, images or none; the head as it will be delivered."""
     budgets = BUDGETS if method != "nm-only" else ["sparsity>=20%", "effective_macs<=80%", "bytes<=80%"]
+    if method in CHANNEL_METHODS:
+        budgets = CHANNEL_BUDGETS
     plain = {"model": "tinycnn", "method": {"name": method}, "budget": budgets}
     recipe = make_recipe(plain | {"data": {"source": "digits", "classes": classes}})
     wanted, _ = look(recipe, timed=False)
@@ -125,7 +231,10 @@ def test_the_floor_is_that_of_the_plan(method, classes):
     states = {entry["name"]: entry["prunable"][method] for entry in document["layers"]}
     for entry in wanted.plan.left_dense:
         assert states[entry["name"]] == entry["reason"]
-    assert {name for name, state in states.items() if state is True} == {t.name for t in wanted.plan.targets}
+    if method in WEIGHT_METHODS:
+        assert {name for name, state in states.items() if state is True} == {t.name for t in wanted.plan.targets}
+    else:
+        assert {name for name, state in states.items() if state is True} == {"conv1", "conv2", "conv3", "conv4"}
     # By index, without images; digits are 8 pixels wide and the network is made for others.
     side = document["input_size"][0]
     alone = inspected(**plain, data={"classes": classes, "input_size": side})
@@ -139,10 +248,12 @@ def test_the_floor_is_that_of_the_plan(method, classes):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_an_infeasible_budget_is_a_row(method):
-    content = {"model": "tinycnn", "method": {"name": method}, "budget": ["bytes<=90%", "sparsity>=99.9%"]}
+    # One channel of each convolution is less than a thousandth of the network.
+    share = 0.999 if method in WEIGHT_METHODS else 0.9999
+    content = {"model": "tinycnn", "method": {"name": method}, "budget": ["bytes<=90%", f"sparsity>={100 * share:g}%"]}
     rows = inspected(**content)["feasible"]
     assert [row["feasible"] for row in rows] == [True, False]
-    assert rows[1]["asked"] == pytest.approx(0.999)
+    assert rows[1]["asked"] == pytest.approx(share)
     assert rows[1]["binding_layer"]
     with pytest.raises(InfeasibleError, match=f"leaves {100 * rows[1]['smallest']:.2f} % sparsity"):
         look(make_recipe(content | {"data": "digits"}), timed=False)

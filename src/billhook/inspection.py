@@ -19,10 +19,11 @@ from billhook.cost import LayerCost
 from billhook.cost.budget import Budget, parse_budgets
 from billhook.data import Preprocess, Source, open_source
 from billhook.data.labels import LabelMap, label_map, named_outputs, read_labels, resolve_classes
-from billhook.errors import UsageError, nearest
+from billhook.errors import InputError, UsageError, nearest
 from billhook.methods import METHODS, Counted, count_network, find_method, first_problem, make_config
 from billhook.models import Network, open_network
 from billhook.recipe import DataRecipe, TrainRecipe, choose_preprocess, refuse_strangers, refuse_unknown
+from billhook.surgery import Grouping
 
 
 class Inspection(BaseModel):
@@ -79,7 +80,7 @@ def make_inspection(content: Mapping[str, Any]) -> Inspection:
 
 
 def inspect_network(asked: Inspection, model: nn.Module | None = None) -> dict[str, Any]:
-    """Count a network in one forward pass of one image, and ask the methods about it.
+    """Count a network in one forward pass of one image, trace its channels, and ask the methods about it.
 
     Args:
         asked: The network and what is asked about it.
@@ -88,7 +89,11 @@ def inspect_network(asked: Inspection, model: nn.Module | None = None) -> dict[s
     Returns:
         The document of ``billhook inspect --json``. ``totals`` and ``layers`` are of the network as it is;
         ``delivered`` holds its totals with the head sliced to the classes asked for, or None. ``bytes`` is the size of
-        its weights file: as written for a run, else as it would be written.
+        its weights file: as written for a run, else as it would be written. ``groups`` are the channel groups: the
+        layers that write the channels, those that read them, the equal runs (``sections``) that must keep equally
+        many, and whether all may go, with the residual branch that they are the inside of; empty where the channels
+        cannot be traced. A layer's ``group`` is the one whose channels it puts out: its own, or, for a normalisation or
+        a depthwise convolution, that of the channels it carries.
 
     Raises:
         UsageError: A wrong name, option or value, or a budget that the method cannot move.
@@ -102,6 +107,7 @@ def inspect_network(asked: Inspection, model: nn.Module | None = None) -> dict[s
     kept = _kept(asked.data, opened)
     size = _input_size(asked.data, opened)
     counted = count_network(network, size, kept if kept is not None and len(kept) < network.classes else None)
+    grouping = _grouping(counted)
     totals = dict(counted.dense)
     if opened.file is not None:
         totals["bytes"] = opened.file.stat().st_size
@@ -112,8 +118,8 @@ def inspect_network(asked: Inspection, model: nn.Module | None = None) -> dict[s
         "totals": totals,
         "delivered": _delivered(counted),
         "peak_activation_bytes": counted.cost.peak_activation_bytes,
-        "layers": _layers(counted, configs),
-        "groups": [],
+        "layers": _layers(counted, configs, grouping),
+        "groups": _groups(grouping),
         "feasible": _feasible(counted, budgets, configs),
     }
 
@@ -184,7 +190,35 @@ def _delivered(counted: Counted) -> dict[str, Any] | None:
     return counted.delivered.totals() | {"bytes": counted.file_bytes({})}
 
 
-def _layers(counted: Counted, configs: Mapping[str, BaseModel]) -> list[dict[str, Any]]:
+def _grouping(counted: Counted) -> Grouping:
+    """The channel groups; none where the channels cannot be traced, which the methods give as their reason."""
+    try:
+        return counted.groups()
+    except InputError:
+        return Grouping({})
+
+
+def _groups(grouping: Grouping) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": group.name,
+            "channels": group.channels,
+            "sections": group.sections,
+            "layers": [member.layer for member in group.writers],
+            "readers": [member.layer for member in group.readers],
+            "may_vanish": group.branch is not None,
+        }
+        for group in grouping.groups.values()
+    ]
+
+
+def _layers(counted: Counted, configs: Mapping[str, BaseModel], grouping: Grouping) -> list[dict[str, Any]]:
+    group_of = {
+        member.layer: group.name
+        for group in grouping.groups.values()
+        for member in group.members
+        if member.side != "in"
+    }
     left = {
         name: {entry["name"]: entry["reason"] for entry in METHODS[name].limits(counted, (), config).left_dense}
         for name, config in configs.items()
@@ -201,7 +235,7 @@ def _layers(counted: Counted, configs: Mapping[str, BaseModel]) -> list[dict[str
             "effective_macs": layer.effective_macs,
             "channels": layer.channels,
             "volume": layer.volume,
-            "group": None,
+            "group": group_of.get(layer.name),
             "prunable": {name: _prunable(layer, reasons) for name, reasons in left.items()},
         }
         for layer in counted.cost.layers

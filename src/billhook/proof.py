@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from billhook import artifact
+from billhook import artifact, latency
 from billhook.control import Control, control_key
-from billhook.cost import Cost, count
+from billhook.cost import Cost, LayerCost, count
 from billhook.data import Data, Preprocess
 from billhook.errors import RunError
 from billhook.formats import PatternInfo
 from billhook.methods import Setting
 from billhook.models import place
 from billhook.patterns import to_matrix
-from billhook.surgery import ChannelPlan
+from billhook.surgery import ChannelPlan, slice_head
 from billhook.training.evaluate import Evaluation, evaluate
 
 EQUIVALENCE_IMAGES = 256
@@ -135,7 +135,7 @@ def prove(
         "zeros": zeros,
         "bytes_packed": None,
         "latency_ms": None,
-    }
+    } | _timed(setting, delivered)
     return Proof(
         dense=dense,
         control=tuned,
@@ -143,9 +143,22 @@ def prove(
         pruned=pruned,
         equivalence=_equivalence(setting, masked, delivered),
         described=described,
-        report_data=_report_data(setting, dense, tuned, final, cost, patterns),
+        report_data=_report_data(setting, dense, tuned, final, cost, patterns)
+        | (_channel_data(setting.cost, cost) if channels else {}),
         seconds_dense=seconds_dense,
     )
+
+
+def _timed(setting: Setting, delivered: nn.Module) -> dict[str, Any]:
+    """Milliseconds of the delivered network against the dense one in turns, where a latency was asked for."""
+    if all(budget.quantity != "latency" for budget in setting.problem.budgets):
+        return {}
+    dense = artifact.deliverable(setting.network.module)
+    if setting.rows is not None:
+        dense = slice_head(dense, setting.head, setting.rows)
+    times = latency.measure({"dense": dense, "pruned": delivered}, setting.problem.preprocess.input_size)
+    setting.dense["latency_ms"] = times["dense"].p50_ms
+    return {"latency_ms": times["pruned"].p50_ms, "latency": {name: vars(time) for name, time in times.items()}}
 
 
 @torch.no_grad()
@@ -216,6 +229,31 @@ def _report_data(
         data[f"mask/{layer}"] = view.reshape(outputs, -1).numpy().astype(np.uint8)
         data[f"mask_meta/{layer}"] = np.array([taps, inputs, info.block, info.n, info.m, _kept_blocks(info, view)])
     return data
+
+
+def _channel_data(dense: Cost, delivered: Cost) -> dict[str, NDArray[Any]]:
+    """What each layer with a weight matrix had, and has; zeros where the layer went with its branch."""
+    layers = {layer.name: layer for layer in dense.layers if layer.macs}
+    left: dict[str, LayerCost] = {}
+    for layer in delivered.layers:
+        name = layer.name
+        while name not in layers and name.endswith(".layer"):  # a layer between channel maps stands one deeper
+            name = name.removesuffix(".layer")
+        if layer.macs:
+            left[name] = layer
+
+    def column(found: Mapping[str, LayerCost], what: str) -> NDArray[Any]:
+        return np.array([getattr(found[name], what) if name in found else 0 for name in layers], dtype=np.int64)
+
+    return {
+        "channels/names": np.array(list(layers)),
+        "channels/dense": column(layers, "channels"),
+        "channels/kept": column(left, "channels"),
+        "channels/dense_macs": column(layers, "macs"),
+        "channels/macs": column(left, "macs"),
+        "channels/dense_params": column(layers, "params"),
+        "channels/params": column(left, "params"),
+    }
 
 
 def _pictured(patterns: dict[str, PatternInfo]) -> list[str]:

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from billhook.cli.inspect import short, show
 from billhook.inspection import inspect_network, make_inspection
+from billhook.methods import CHANNEL_METHODS, WEIGHT_METHODS
 
 from .commands import Cli, snapshot
 
-METHODS = ["crisp", "nm-only", "block-only", "magnitude", "saliency"]
+METHODS = [*WEIGHT_METHODS, *CHANNEL_METHODS]
 TOTALS = {"params", "nonzero", "macs", "effective_macs", "channels", "volume", "bytes"}
 
 
@@ -44,7 +45,9 @@ def test_the_document(cli: Cli, tmp_path: Path) -> None:
     for layer in document["layers"]:
         assert {"name", "kind", "params", "macs", "group", "prunable"} <= set(layer)
         assert list(layer["prunable"]) == ["crisp"]
-    assert document["groups"] == []
+    assert [group["name"] for group in document["groups"]] == ["conv1", "conv2", "conv3", "conv4"]
+    for group in document["groups"]:
+        assert set(group) == {"name", "channels", "sections", "layers", "readers", "may_vanish"}
     (row,) = document["feasible"]
     assert set(row) == {"quantity", "dense", "smallest", "asked", "binding_layer", "feasible"}
     assert not any(tmp_path.iterdir())
@@ -66,6 +69,33 @@ def test_an_infeasible_budget_prints_its_row_and_exits_3(cli: Cli) -> None:
     document = cli(*arguments, "--json")
     assert document.code == 3
     assert document.document["feasible"][0]["feasible"] is False
+
+
+@pytest.mark.parametrize("method", CHANNEL_METHODS)
+def test_a_channel_budget_is_checked_like_any_other(cli: Cli, method: str) -> None:
+    asked = ["--method", method, "--budget", "macs<=50%", "--set", "least=0.25"]
+    done = cli("inspect", "tinycnn", *asked, "--budget", "params<=1%")
+    assert (done.code, done.err) == (3, "")
+    found = {line.split()[0]: line for line in done.out.splitlines() if " no " in line or " yes " in line}
+    assert "yes" in found["macs"].split()
+    assert "no" in found["params"].split()
+    (row, _) = cli("inspect", "tinycnn", *asked, "--budget", "params<=1%", "--json").document["feasible"]
+    assert row["smallest"] < row["asked"] == row["dense"] / 2
+    assert cli("inspect", "tinycnn", *asked).code == 0
+    refused = cli("inspect", "tinycnn", "--method", method, "--budget", "latency<=5ms")
+    assert refused.code == 2
+
+
+def test_the_dry_run_of_a_channel_method(cli: Cli, dense: Path) -> None:
+    weights = ["--weights", dense / "model.safetensors"]
+    asked = ["--data", "digits", "--method", "l1", "--set", "round_to=8"]
+    wanted = cli("prune", "tinycnn", *weights, *asked, "--budget", "macs<=50%", "--epochs", "1", "--dry-run", "--json")
+    assert wanted.code == 0
+    found = cli("inspect", "tinycnn", *weights, *asked, "--budget", "macs<=50%", "--json").document
+    assert found["feasible"] == wanted.document["feasible"]
+    far = cli("prune", "tinycnn", *weights, *asked, "--budget", "params<=1%", "--epochs", "1", "--dry-run")
+    assert far.code == 3
+    assert "in multiples of 8" in far.error_lines[0]
 
 
 def test_the_dry_run_of_prune_says_the_same(cli: Cli, dense: Path) -> None:
@@ -153,9 +183,32 @@ def test_reasons_stand_once_below_the_table(cli: Cli) -> None:
     grouped = [line for line in lines if "grouped convolution (32 groups)" in line]
     assert len(grouped) == 1
     mark = grouped[0].split()[0]
-    assert sum(line.rstrip().endswith(f"none {mark}") for line in lines) == 16
+    assert sum(line.rstrip().endswith(f"channels {mark}") for line in lines) == 16
     one = cli("inspect", "resnext50_32x4d", "--input-size", "32", "--method", "crisp").out
     assert one.count(f"no {mark}") == 16
+
+
+def test_channel_methods_speak_with_one_voice() -> None:
+    text = printed(look_at("mobilenet_v2", data={"input_size": 32}), 120, terminal=False)
+    assert "fpgm" not in text
+    assert "slimming" not in text
+    (head,) = [line for line in text.splitlines() if line.startswith("classifier.1 ")]
+    assert head.split()[-2] == "weights"
+    assert "channel methods: its channels are the network's output" in text
+    one = printed(look_at("mobilenet_v2", data={"input_size": 32}, method={"name": "l1"}), 120, terminal=False)
+    assert "] its channels are the network's output" in one
+
+
+def test_layers_of_one_group_have_one_number() -> None:
+    text = printed(look_at("resnet20"), 120, terminal=False)
+    header, *lines = text.splitlines()
+    end = header.index("group") + len("group")
+    group = {line.split()[0]: line[:end].split()[-1] for line in lines[:20]}
+    # conv1's channels are the residual stream of layer1; the inside of a block is a group of its own.
+    assert [group[name] for name in ("conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.2.conv2")] == list("1211")
+    assert group["linear"] == "-"
+    assert list(dict.fromkeys(group.values())) == [*(str(number) for number in range(1, 13)), "-"]
+    assert "12 channel groups: layers of one group lose the same channels; 9 of them may go entirely" in text
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from .runs import write_minimal, write_run
+from .runs import write_channel_run, write_minimal, write_run
 
 
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def channel_directory(tmp_path: Path) -> Path:
+    return write_channel_run(tmp_path / "channels")
 
 
 @pytest.fixture

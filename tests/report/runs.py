@@ -120,6 +120,48 @@ def write_run(directory: Path, classes: list[str] | None = None, recipe: str = R
     return directory
 
 
+def write_channel_run(directory: Path) -> Path:
+    """Writes the run of a channel method: the same network, half of the inner channels gone, one branch entirely."""
+    write_run(directory)
+    summary = json.loads((directory / "summary.json").read_text())
+    summary["method"] = "taylor"
+    summary["budget"] = [{"quantity": "macs", "relation": "<=", "bound": 0.6, "value": 0.58, "unit": "ratio",
+                          "value_absolute": 72_000_000, "met": True}]  # fmt: skip
+    summary["layers_left_dense"] = [{"name": "fc", "reason": "its channels are the network's output"}]
+    (directory / "summary.json").write_text(json.dumps(summary))
+    lines = [{"phase": "prune", "event": "channels", "round": 1, "step": 0, "epoch": 0.0, "params": 500_000,
+              "macs": 72_000_000, "channels": 1600, "seconds": 0.0}]  # fmt: skip
+    for epoch in (1, 2, 3):
+        lines.append({"phase": "prune", "event": "epoch", "epoch": epoch, "loss": 0.4, "train_top1": 0.9, "lr": 0.01,
+                      "val_top1_kept": 0.9, "val_top1_full": 0.9, "seconds": 10.0})  # fmt: skip
+    (directory / "history.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    layers = _layers()
+    names = [name for name, *_ in layers]
+    dense = np.array([out if name != "fc" else 0 for name, out, *_ in layers])
+    kept = np.array([out // 2 if name.endswith("conv1") and "." in name else out for name, out, *_ in layers])
+    kept[-1] = 0
+    gone = [names.index("layer2.4.conv1"), names.index("layer2.4.conv2")]
+    kept[gone] = 0
+    params = np.array([out * channels * taps for _, out, channels, taps in layers])
+    left = params // 2
+    left[gone] = 0
+    with np.load(directory / "report_data.npz") as held:
+        arrays = {key: held[key] for key in held.files if not key.startswith("mask")}
+    alive = [index for index in range(len(names)) if index not in gone]
+    arrays["layer_names"] = np.array(names)[alive]
+    for key in ("layer_weights", "layer_nonzero"):
+        arrays[key] = left[alive]
+    for key in ("layer_macs", "layer_effective_macs"):
+        arrays[key] = 64 * left[alive]
+    arrays |= {
+        "channels/names": np.array(names), "channels/dense": dense, "channels/kept": kept,
+        "channels/dense_macs": 64 * params, "channels/macs": 64 * left,
+        "channels/dense_params": params, "channels/params": left,
+    }  # fmt: skip
+    np.savez(directory / "report_data.npz", **arrays)
+    return directory
+
+
 def write_minimal(directory: Path) -> Path:
     """Writes a run of ``--control none`` whose accuracy was never measured, with summary.json alone."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from billhook.cli import common
 from billhook.cli.common import print_json
 from billhook.data import parse_classes
 from billhook.inspection import inspect_network, make_inspection
+from billhook.methods import CHANNEL_METHODS, WEIGHT_METHODS
 from billhook.recipe import apply_settings
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 240
 """Columns where nobody looks: wide enough that no row is wrapped."""
+
+NARROW = 100
+"""Below so many columns the table does without some of its air, and without the volume."""
 
 
 def inspect(
@@ -68,8 +72,10 @@ def show(document: dict[str, Any], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    narrow = console.width < NARROW
+
     def grid(*titles: str, left: tuple[str, ...] = ()) -> Table:
-        made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        made = Table(box=None, padding=(0, 1 if narrow else 2, 0, 0), pad_edge=False, header_style="bold")
         for title in titles:
             # Names and words may be folded on a narrow terminal; numbers never are.
             if title in left:
@@ -82,15 +88,20 @@ def show(document: dict[str, Any], console: Console) -> None:
     # Not the odd zero of random weights, nor biases that start at zero.
     sparse = any(layer["effective_macs"] < 0.99 * layer["macs"] for layer in layers)
     notes = _Notes()
-    numbers = ("params", "nonzero", "MACs", "volume") if sparse else ("params", "MACs", "volume")
-    table = grid("layer", "kind", "shape", *numbers, "pruned by", left=("layer", "pruned by"))
+    numbers = ["params", *(["nonzero"] if sparse else []), "MACs", *([] if narrow else ["volume"])]
+    # A group is named after a layer; a number, in the order of the rows, fits a narrow column.
+    groups: dict[str | None, str] = {None: "-"}
+    for layer in layers:
+        groups.setdefault(layer["group"], str(len(groups)))
+    table = grid("layer", "kind", "shape", *numbers, "group", "prunable", left=("layer", "prunable"))
     for layer in layers:
         word, by_all = notes.word(layer["prunable"])
         cells = [layer["name"] or "(whole)", layer["kind"], "x".join(str(n) for n in layer["shape"])]
         cells += [short(layer[title.lower()]) for title in numbers]
+        cells.append(groups[layer["group"]])
         table.add_row(*(Text(cell) for cell in cells), Text(word, "green" if by_all else "yellow"))
     console.print(table)
-    for line in (*_others(document), *notes.lines()):
+    for line in (*_others(document), *_about_groups(document), *notes.lines()):
         console.print(Text(line, "dim"))
 
     columns = [("total", document["totals"])]
@@ -124,7 +135,7 @@ class _Notes:
 
     def word(self, prunable: dict[str, bool | str]) -> tuple[str, bool]:
         """The cell of one layer, and whether all methods can prune it."""
-        able = [method for method, state in prunable.items() if state is True]
+        able = _together([method for method, state in prunable.items() if state is True], "s")
         reasons: dict[str, list[str]] = {}
         for method, state in prunable.items():
             if state is not True:
@@ -134,7 +145,7 @@ class _Notes:
             return ("yes" if single else "all"), True
         marks = []
         for reason, methods in reasons.items():
-            line = reason if len(methods) == len(prunable) else f"{', '.join(methods)}: {reason}"
+            line = reason if len(methods) == len(prunable) else f"{', '.join(_together(methods, ' methods'))}: {reason}"
             marks.append(f"[{self.numbers.setdefault(line, len(self.numbers) + 1)}]")
         word = ", ".join(able) or ("no" if single else "none")
         return f"{word} {' '.join(marks)}", False
@@ -142,6 +153,16 @@ class _Notes:
     def lines(self) -> list[str]:
         """The reasons, numbered."""
         return [f"[{number}] {line}" for line, number in self.numbers.items()]
+
+
+def _together(methods: list[str], suffix: str = "") -> list[str]:
+    """All methods of a kind under the name of the kind."""
+    words = list(methods)
+    for kind, names in (("weight", WEIGHT_METHODS), ("channel", CHANNEL_METHODS)):
+        if set(names) <= set(methods):
+            words = [word for word in words if word not in names]
+            words.append(kind + suffix)
+    return words
 
 
 def short(value: int) -> str:
@@ -161,6 +182,16 @@ def _others(document: dict[str, Any]) -> list[str]:
     kinds = Counter(layer["kind"] for layer in rest)
     words = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     return [f"and {words} (no weight matrix) with {sum(layer['params'] for layer in rest):,} params"]
+
+
+def _about_groups(document: dict[str, Any]) -> list[str]:
+    """One line on the channel groups."""
+    groups = document["groups"]
+    if not groups:
+        return []
+    line = f"{len(groups)} channel groups: layers of one group lose the same channels"
+    vanish = sum(group["may_vanish"] for group in groups)
+    return [line + (f"; {vanish} of them may go entirely, with their residual branch" if vanish else "")]
 
 
 def _amount(row: dict[str, Any], key: str) -> str:

@@ -26,6 +26,12 @@ METHODS: dict[str, Method] = {
     )
 }
 
+WEIGHT_METHODS = tuple(name for name, method in METHODS.items() if method.limits is WeightSparsityLimits)
+"""Methods that set weights to zero."""
+
+CHANNEL_METHODS = tuple(name for name, method in METHODS.items() if method.limits is ChannelLimits)
+"""Methods that remove channels."""
+
 
 def find_method(name: str) -> Method:
     """Look a method up.
@@ -71,8 +77,11 @@ def first_problem(error: ValidationError) -> str:
 
 
 __all__ = [
+    "CHANNEL_CONFIGS",
+    "CHANNEL_METHODS",
     "CRISP",
     "METHODS",
+    "WEIGHT_METHODS",
     "BlockOnly",
     "Counted",
     "Limits",

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from torch import nn
 
 from billhook.cost.budget import Budget
 from billhook.data import ImageSet
-from billhook.errors import InputError
+from billhook.errors import InfeasibleError, InputError
 from billhook.methods.base import HistoryWriter, Outcome, Setting
-from billhook.methods.channel_choice import Scope, check, choose_channels, feasibility
+from billhook.methods.channel_choice import Scope, check, choose_channels, feasibility, smallest
+from billhook.methods.channel_latency import Clock, Kept, within
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.slimming import L1Scales, strength
 from billhook.models import place
 from billhook.problem import Problem
 from billhook.progress import Progress
 from billhook.scores import ChannelScore, channel_scores, normalised, saliency_images, without_batchnorm
-from billhook.surgery import ChannelPlan, expand_channels, plan_channels, remove_channels
+from billhook.surgery import ChannelGroup, ChannelPlan, expand_channels, plan_channels, remove_channels
 from billhook.surgery.channel_cost import ChannelCost
 from billhook.training.checkpoint import Journal
 from billhook.training.loop import Plugin, fit
@@ -90,14 +94,16 @@ class ChannelLimits:
     """
 
     def __init__(self, counted: Counted, budgets: Sequence[Budget], config: ChannelConfig) -> None:
-        self.counted, self.budgets, self.config = counted, budgets, config
+        self.counted, self.config = counted, config
+        self.budgets = [budget for budget in budgets if budget.quantity != "latency"]
+        self.clocked = [budget for budget in budgets if budget.quantity == "latency"]
         layers = [layer.name for layer in counted.cost.layers if layer.macs]
         try:
             self.grouping = counted.groups()
         except InputError as error:
             if budgets:
                 raise
-            self.left_dense = [{"name": name, "reason": str(error)} for name in layers]
+            self.left_dense = [{"name": name, "reason": error.message} for name in layers]
             return
         self.left_dense = [
             {"name": name, "reason": self.grouping.refused.get(name, "its channels are in no group")}
@@ -107,7 +113,28 @@ class ChannelLimits:
         if budgets and not self.grouping.groups:
             reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
             raise InputError(f"no channel of {counted.network.spec} can be removed ({reasons})")
-        self.cost = channel_cost(counted)
+
+    @cached_property
+    def cost(self) -> ChannelCost:
+        """What the network costs with fewer channels; worked out when it is asked for."""
+        return channel_cost(self.counted)
+
+    @cached_property
+    def clock(self) -> Clock:
+        """Milliseconds on this machine; the dense network is timed when a latency is first asked for."""
+        return Clock(self.counted, self.counted.cost.input_size[0])
+
+    @cached_property
+    def _clocked_rows(self) -> list[dict[str, object]]:
+        if not self.clocked:
+            return []
+        fewest = smallest(
+            self.grouping, self.cost, self.config.round_to, self.config.least, branches=self.config.branches
+        )
+        kept = {name: _first(self.grouping.groups[name], number) for name, number in fewest.items()}
+        floor = self.clock.without(self.counted.network.module, self.counted, kept)
+        binding = self.cost.largest(fewest, "macs")
+        return [self.clock.row(budget, floor, binding) for budget in self.clocked]
 
     @property
     def _bounds(self) -> dict[str, Any]:
@@ -121,10 +148,23 @@ class ChannelLimits:
             InfeasibleError: The budget is below what must be left.
         """
         check(self.grouping, self.cost, self.budgets, self.counted.dense, **self._bounds)
+        for budget, row in zip(self.clocked, self._clocked_rows, strict=True):
+            if not row["feasible"]:
+                raise InfeasibleError(
+                    f"{budget} cannot be reached: the smallest network takes {row['smallest']:.3g} ms here",
+                    "ask for less",
+                )
 
     def feasibility(self) -> list[dict[str, object]]:
         """One row per budget: dense, smallest reachable, asked, feasible."""
-        return feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, **self._bounds)
+        rows = feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, **self._bounds)
+        return rows + self._clocked_rows
+
+
+def _first(group: ChannelGroup, number: int) -> NDArray[np.int64]:
+    """As many channels of a group, the first ones of every section."""
+    starts = np.arange(group.sections, dtype=np.int64) * (group.channels // group.sections)
+    return (starts[:, None] + np.arange(number // group.sections, dtype=np.int64)).ravel()
 
 
 def channel_cost(counted: Counted) -> ChannelCost:
@@ -149,6 +189,9 @@ class ChannelPruningPlan:
         self.left_dense = limits.left_dense
         limits.check()
         self.feasible = limits.feasibility()
+        self.limits = limits
+        if limits.clocked:
+            setting.dense["latency_ms"] = limits.clock.dense_ms
         self.images = self._images(problem)
         left = (problem.images - config.rounds * self.images) / max(1, problem.images)
         self.steps = max(1, int(left * problem.steps))
@@ -285,19 +328,45 @@ class ChannelPruningPlan:
         )
         # Of what is still to go, the share that brings all removals so far to number / rounds.
         fraction = 1 / (config.rounds - number + 1)
-        kept = choose_channels(
-            normalised(scores, config.normalise),
-            grouping,
-            cost,
-            problem.budgets,
-            setting.dense,
-            scope=config.scope,
-            fraction=fraction,
-            round_to=config.round_to,
-            least=config.least if number == 1 else 0.0,
-            branches=config.branches,
-        )
-        totals = cost.totals({name: len(channels) for name, channels in kept.items()})
+        comparable = normalised(scores, config.normalise)
+
+        def choose(more: Sequence[Budget], fraction: float = 1.0) -> Kept:
+            return choose_channels(
+                comparable,
+                grouping,
+                cost,
+                [*self.limits.budgets, *more],
+                setting.dense,
+                scope=config.scope,
+                fraction=fraction,
+                round_to=config.round_to,
+                least=config.least if number == 1 else 0.0,
+                branches=config.branches,
+            )
+
+        kept = choose(self._in_macs(choose, counted, cost), fraction)
+        totals = cost.totals(_numbers(kept))
         plan = plan_channels(module, grouping, kept)
         line = {"phase": "prune", "event": "channels", "round": number, "step": 0, "epoch": 0.0}
         return plan, line | {name: int(totals[name]) for name in ("params", "macs", "channels")}
+
+    def _in_macs(
+        self, choose: Callable[[Sequence[Budget]], Kept], counted: Counted, cost: ChannelCost
+    ) -> tuple[Budget, ...]:
+        """What the latency asked for comes to in MACs, by measuring choices of channels; nothing when none is."""
+        limits, module = self.limits, counted.network.module
+        if not limits.clocked:
+            return ()
+        config = self.config
+        fewest = smallest(cost.grouping, cost, config.round_to, config.least, branches=config.branches)
+        kept = within(
+            choose,
+            lambda kept: limits.clock.without(module, counted, kept),
+            min(limits.clock.bound(budget) for budget in limits.clocked),
+            (cost.totals(fewest)["macs"], cost.totals({})["macs"]),
+        )
+        return (Budget("macs", cost.totals(_numbers(kept))["macs"], "count"),)
+
+
+def _numbers(kept: Kept) -> dict[str, int]:
+    return {name: len(channels) for name, channels in kept.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from billhook import artifact
 from billhook.cost import Cost, count
+from billhook.errors import InputError
 from billhook.formats import PatternInfo
 from billhook.models import Network, find_head
 from billhook.surgery import Grouping, channel_groups, slice_head
@@ -26,7 +27,8 @@ class Counted:
         delivered: Of the dense network with the head as delivered.
         dense: Totals of the dense network, ``bytes`` as its file would have.
         file_bytes: Size of ``model.safetensors`` for a state stored under these patterns.
-        groups: Finds the channel groups, on the first call; raises InputError where they cannot be traced.
+        groups: Finds the channel groups, on the first call; raises InputError, each time the same, where they cannot
+            be traced.
     """
 
     network: Network
@@ -61,5 +63,24 @@ def count_network(network: Network, size: int, rows: Sequence[int] | None) -> Co
         return artifact.file_bytes(artifact.state_arrays(small), stored)
 
     dense = cost.totals() | {"bytes": artifact.file_bytes(artifact.state_arrays(network.module), {})}
-    groups = functools.cache(lambda: channel_groups(network.module, size))
-    return Counted(network, head, kept, cost, delivered, dense, file_bytes, groups)
+    return Counted(network, head, kept, cost, delivered, dense, file_bytes, _once(network, size))
+
+
+def _once(network: Network, size: int) -> Callable[[], Grouping]:
+    """Traces on the first call; a network that cannot be traced is not tried again for every method either."""
+
+    @functools.cache
+    def found() -> Grouping | tuple[str, str]:
+        try:
+            return channel_groups(network.module, size)
+        except InputError as error:
+            # Its text alone: the error itself holds on to all that the tracer held.
+            return error.message, error.hint
+
+    def groups() -> Grouping:
+        grouping = found()
+        if isinstance(grouping, tuple):
+            raise InputError(*grouping)
+        return grouping
+
+    return groups

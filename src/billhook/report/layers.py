@@ -63,6 +63,14 @@ def per_layer(run: Run) -> list[LayerRow]:
     return rows
 
 
+def have_zeros(run: Run) -> bool:
+    """Whether any layer has zero weights; not the odd one, nor biases."""
+    macs, work = run.data.get("layer_macs"), run.data.get("layer_effective_macs")
+    if macs is None or work is None or macs.shape != work.shape:
+        return True
+    return bool((work < 0.99 * macs).any())
+
+
 def pictures(run: Run) -> list[masks.MaskPicture]:
     """The hybrid masks that the run kept for the report, at most four, in the network's order."""
     keys = [key for key in run.data if key.startswith("mask/")]

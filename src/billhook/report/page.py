@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from billhook.errors import RunError
-from billhook.report import classes, layers, plots, tables
+from billhook.report import channels, classes, layers, plots, tables
 from billhook.report.read import Run, read_run
 
 NAME = "report.html"
@@ -37,6 +37,8 @@ def _environment() -> jinja2.Environment:
 
 
 def _context(run: Run) -> dict[str, Any]:
+    removed = channels.channel_view(run)
+    pictures = layers.pictures(run)
     return {
         "headline": tables.headline(run),
         "trained": tables.trained(run),
@@ -48,10 +50,15 @@ def _context(run: Run) -> dict[str, Any]:
         "history": tables.history_rows(run),
         "rounds": tables.mask_rows(run),
         "unreadable": run.unreadable,
+        "channels": removed,
+        # Where channels went and no weight is zero there is nothing to say of zeros.
+        "show_layers": removed is None or layers.have_zeros(run),
+        "show_masks": removed is None or bool(pictures),
+        "removals": tables.removal_rows(run),
         "layers": layers.per_layer(run),
         "classes": classes.per_class(run),
         "confusion": classes.confusion(run),
-        "masks": layers.pictures(run),
+        "masks": pictures,
         "left_dense": tables.left_dense(run),
         "equivalence": tables.equivalence(run),
         "phases": [(name, text, plots.bar(share, "control")) for name, text, share in tables.phases(run)],

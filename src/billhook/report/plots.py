@@ -97,14 +97,20 @@ def _series(entries: Iterable[Json], key: str) -> list[tuple[float, float]]:
 
 
 def curves(history: Sequence[Json]) -> Curves:
-    """Accuracy over the epochs (control dashed, pruned solid), and the planned sparsity with the mask rounds."""
+    """Accuracy over the epochs (control dashed, pruned solid), and the planned sparsity with the mask rounds.
+
+    Dashed vertical lines mark where fine-tuning starts, and where channels were removed.
+    """
     control, pruning, start = timeline(history)
     epochs = [entry for entry in pruning if entry.get("event") == "epoch"]
     masks = [entry for entry in pruning if entry.get("event") == "mask"]
     right = max((entry["x"] for entry in [*control, *pruning]), default=0.0)
     across = ticks(0.0, right or 1.0, 6)
     span = (0.0, max(right, 1e-9))
-    marks = [] if start is None else [(start, "fine-tuning")]
+    removals = [entry["x"] for entry in pruning if entry.get("event") == "channels"]
+    marks = [(x, "" if number else "channels removed") for number, x in enumerate(removals)]
+    if start is not None:
+        marks.append((start, "fine-tuning"))
 
     measure, drawn = _accuracy(control, epochs)
     accuracy = _chart(drawn, span, across, marks, f"{measure} over the epochs", 260) if drawn else Markup()

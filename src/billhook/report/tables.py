@@ -326,13 +326,15 @@ def _label(entry: Any) -> str:
 
 def history_rows(run: Run) -> list[list[str]]:
     """The epochs behind the curves as text, at most ``MOST_ROWS`` of them (the last ones)."""
+    # After the last removal of channels nothing is pruned any more, whatever the phase is called.
+    names = words.PHASES | ({"prune": words.PHASES["fine_tune"]} if _removals(run) else {})
     rows = []
     for entry in [entry for entry in run.history if entry.get("event") == "epoch"][-MOST_ROWS:]:
         epoch, loss = words.number(entry.get("epoch")), words.number(entry.get("loss"))
         phase = str(entry.get("phase", ""))
         rows.append(
             [
-                "control" if phase == "control" else words.PHASES.get(phase, phase),
+                "control" if phase == "control" else names.get(phase, phase.replace("-", " ")),
                 "–" if epoch is None else f"{epoch:.2f}",
                 "–" if loss is None else f"{loss:.3f}",
                 _dash(words.percent(entry.get("train_top1"))),
@@ -361,6 +363,19 @@ def mask_rows(run: Run) -> list[list[str]]:
                 ]
             )
     return rows
+
+
+def removal_rows(run: Run) -> list[list[str]]:
+    """The removals of channels: round, then parameters, MACs and channels of what was left."""
+    return [
+        [_dash(show(entry.get(key))) for key, show in (("round", words.count), ("params", words.count),
+                                                       ("macs", words.short_count), ("channels", words.count))]
+        for entry in _removals(run)
+    ]  # fmt: skip
+
+
+def _removals(run: Run) -> list[Json]:
+    return [entry for entry in run.history if entry.get("event") == "channels"]
 
 
 def _dash(text: str) -> str:

@@ -26,6 +26,7 @@ PHASES = {
     "control": "dense fine-tuning (control)",
     "prune": "pruning",
     "fine_tune": "fine-tuning",
+    "penalty": "penalty on the scales",
     "total": "total",
 }
 
