@@ -155,7 +155,7 @@ class _Planner:
         for reader in group.readers:
             fronts = self._fronts(group, reader.layer)
             chained.update(fronts)
-            lets_in = self._of(group, fronts)
+            lets_in = self._of(group, fronts[1:])
             read |= lets_in
             # A normalisation makes something of zeros too.
             constant |= lets_in & (len(fronts) > 1)
@@ -260,7 +260,7 @@ class _Planner:
                     self._wire(chain[-1], cuts, scatter=tuple(place.get(c, -1) for c in range(len(stream))))
             for reader in group.readers:
                 fronts = self._fronts(group, reader.layer)
-                mine = np.flatnonzero(self._of(group, fronts)[stream])
+                mine = np.flatnonzero(self._of(group, fronts[1:])[stream])
                 if len(mine) == len(stream) or reader.layer in silent:
                     continue
                 if not len(mine):

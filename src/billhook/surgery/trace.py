@@ -252,6 +252,8 @@ class _Tracer:
         for member in members:
             layer = self.nodes[member.layer].module
             size = _size(layer, member)
+            if int(member.index.max()) >= size:
+                raise _Refused(f"'{member.layer}' has other channels")
             if member.side == "out" and member.index.size != size:
                 raise _Refused(f"only some channels of '{member.layer}' belong to it")
             groups = int(getattr(layer, "groups", 1)) if member.side != "through" else 1
@@ -299,6 +301,8 @@ class _Tracer:
             operands[id(addition)] = operands.get(id(addition), 0) + 1
             if operands[id(addition)] == len(addition.inputs):
                 return None  # nothing would be left to add to
+            if any(getattr(self.nodes[name].module, "bias", None) is not None for name in chain[:-1]):
+                return None  # the constant would have to be followed through the layers behind it
             inside += chain[:-1]
             ends.append(chain[-1])
         sources = [m.layer for m in members if m.side == "out"]

@@ -27,8 +27,10 @@ TRIAL_SIZE = 64
 
 _ALIKE = 1e-4  # a tensor whose values differ by less was never trained, or does next to nothing
 
-TOLERANCE = 1e-3
-"""Of the largest output, in fp32. A wrong index is off by as much as the output itself."""
+TOLERANCE = {torch.float64: 1e-8}
+"""Of the largest output. Far less than a wrong index does to it, however little its layer counts; else ROUGH."""
+
+ROUGH = 1e-3
 
 
 def channel_groups(module: nn.Module, input_size: int | tuple[int, int], channels: int = 3) -> Grouping:
@@ -47,22 +49,25 @@ def channel_groups(module: nn.Module, input_size: int | tuple[int, int], channel
     """
     grouping = trace_groups(module, input_size, channels)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    stirred = _stirred(module)
-    return _Trial(stirred, grouping, _small_image(stirred, size, channels)).hold()
+    return _Trial(*_cheapest(_stirred(module), size, channels), grouping).hold()
 
 
-def _small_image(module: nn.Module, size: tuple[int, int], channels: int) -> Tensor:
-    """The cheapest image that will do: most networks take smaller ones than they are made for."""
+def _cheapest(module: nn.Module, size: tuple[int, int], channels: int) -> tuple[nn.Module, Tensor]:
+    """The network in float64 and a small image, where it takes both: most networks take smaller ones than theirs."""
+    small = (min(size[0], TRIAL_SIZE), min(size[1], TRIAL_SIZE))
     example = next(module.parameters(), torch.zeros(1))
-    for sides in (tuple(min(side, TRIAL_SIZE) for side in size), size):
-        image = torch.rand(1, channels, *sides, generator=torch.Generator().manual_seed(1)).to(example)
-        try:
-            with torch.no_grad():
-                _output(module, image)
-        except Exception:
-            continue
-        return image
-    return image
+    image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(1)).to(example)
+    for dtype in (torch.float64, example.dtype):
+        for sides in (small, size):
+            part = image[:, :, : sides[0], : sides[1]]
+            try:
+                with torch.no_grad():
+                    module, part = module.to(dtype), part.to(dtype)
+                    _output(module, part)
+            except Exception:  # whatever a forward may raise
+                continue
+            return module, part
+    return module, image
 
 
 def _stirred(module: nn.Module) -> nn.Module:
@@ -90,8 +95,9 @@ def _stirred(module: nn.Module) -> nn.Module:
 
 
 class _Trial:
-    def __init__(self, module: nn.Module, grouping: Grouping, image: Tensor) -> None:
-        self.module, self.grouping, self.image = module, grouping, image
+    def __init__(self, module: nn.Module, image: Tensor, grouping: Grouping) -> None:
+        self.module, self.image, self.grouping = module, image, grouping
+        self.tolerance = TOLERANCE.get(image.dtype, ROUGH)
 
     def hold(self) -> Grouping:
         """The groups that hold."""
@@ -119,17 +125,17 @@ class _Trial:
 
     def _problem(self, kept: dict[str, NDArray[np.int64]]) -> str | None:
         """What goes wrong when the groups keep these channels; None when nothing does."""
-        plan = plan_channels(self.module, self.grouping, kept)
         with torch.no_grad():
-            expected = _output(mask_channels(self.module, plan), self.image)
             try:
+                plan = plan_channels(self.module, self.grouping, kept)
+                expected = _output(mask_channels(self.module, plan), self.image)
                 found = _output(remove_channels(self.module, plan), self.image)
             except Exception as error:  # whatever a forward may raise
                 text = str(error).partition("\n")[0]
                 return f"the network fails without some of its channels ({text})"
         if found.shape != expected.shape:
             return "the output changes its shape with its channels"
-        if not float((found - expected).abs().max()) <= TOLERANCE * max(float(expected.abs().max()), 1e-20):
+        if not float((found - expected).abs().max()) <= self.tolerance * max(float(expected.abs().max()), 1e-20):
             return "other channels change with them: they are mixed further on"
         return None
 
