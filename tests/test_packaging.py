@@ -35,6 +35,7 @@ ROWS = [
     ["scores"],
     ["surgery"],
     ["training"],
+    ["latency"],
     ["patterns", "cost", "models", "data"],
     ["track"],
     ["formats", "progress", "environment"],
@@ -52,6 +53,7 @@ KNOWS_ONLY = {
     "report": {"errors", "formats"},
     "track": {"errors", "progress"},
     "cost": {"errors"},
+    "latency": set(),
     "models": {"errors"},
     "data": {"errors"},
     "training": {"data", "errors", "models", "progress"},
@@ -61,7 +63,13 @@ KNOWS_ONLY = {
 
 # Loaded by name, only when a model spec names them; extras of their own.
 ON_REQUEST = {"torchvision", "timm"}
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "huggingface_hub": "huggingface-hub",
+    "torch_pruning": "torch-pruning",
+}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -220,7 +228,8 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
     extras = PROJECT["optional-dependencies"]
     declared = {requirement(text) for text in PROJECT["dependencies"] + extras["prune"] + extras["tensorboard"]}
     assert used == declared
-    assert set(extras) == {"prune", "tensorboard", "dev"} | ON_REQUEST
+    # The ONNX packages are loaded by name where they are installed: to time networks, and to test what was exported.
+    assert set(extras) == {"prune", "tensorboard", "dev", "onnx"} | ON_REQUEST
     assert {requirement(text) for name in ON_REQUEST for text in extras[name]} == ON_REQUEST
 
 
@@ -301,7 +310,7 @@ def test_make_installs_as_much_as_is_asked_for(tmp_path):
         plans = {target: plan_of(target, folder=tmp_path) for target in ("demo", "test", "test-full", "check")}
         return {target: "".join(re.findall(r'--editable "(.*)"', plan)) for target, plan in plans.items()}
 
-    full = ".[prune,dev,torchvision,timm]"
+    full = ".[prune,dev,torchvision,timm,onnx]"
     assert installs() == {"demo": ".[prune]", "test": ".[prune,dev]", "test-full": full, "check": ".[prune,dev]"}
     stamp = next(word for word in plan_of("test-full", folder=tmp_path).split() if "/.billhook-full-" in word)
     (tmp_path / stamp).touch()

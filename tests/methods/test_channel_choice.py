@@ -512,7 +512,7 @@ def test_branches_are_named_when_even_without_them_it_is_too_much():
 @pytest.mark.parametrize(
     ("text", "fields", "message"),
     [
-        ("latency<=5ms", {}, "latency<=5ms needs a time for every choice"),
+        ("latency<=5ms", {}, "latency<=5ms cannot be counted"),
         ("params<=50%", {"round_to": 0}, "round_to = 0 is less than 1"),
         ("params<=50%", {"least": 1.5}, "least = 1.5 is not between 0 and 1"),
         ("params<=50%", {"fraction": -0.1}, "fraction = -0.1 is not between"),

@@ -213,7 +213,7 @@ class _Goal:
 def _goal(budget: Budget, cost: ChannelCost, dense: Mapping[str, float], fraction: float = 1.0) -> _Goal:
     if budget.quantity == "latency":
         raise UsageError(
-            f"{budget} needs a time for every choice of channels, which this version does not have",
+            f"{budget} cannot be counted, only measured",
             "ask for params, macs, channels, volume, bytes or sparsity",
         )
     if budget.quantity == "sparsity":

@@ -126,7 +126,7 @@ class WeightSparsityPlan:
         self.distil = problem.train.distil if problem.train.distil is not None else config.distil
         passes = count_passes(config)
         if config.score == "saliency" and images < min(config.saliency_images, len(problem.data.train)):
-            self.notes.append(f"saliency uses {images} images per pass, {passes} in all: at most a fifth of the run's images")
+            self.notes.append(f"saliency uses {images} images per pass ({passes} in all), a fifth of the run's images")
 
     def run(
         self,

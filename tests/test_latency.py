@@ -1,0 +1,109 @@
+"""Milliseconds: taken in turns, by the engine that is there; and a budget in them, against a clock that is known."""
+
+import pytest
+import torch
+from torch import nn
+
+import billhook as bh
+from billhook import latency
+from billhook.cost import count
+from billhook.errors import InfeasibleError
+from billhook.methods import channel_latency
+from billhook.methods.channel_latency import within
+
+
+def network(width):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "pytorch"])
+def test_both_networks_are_timed_by_the_same_engine(monkeypatch, engine):
+    if engine == "onnxruntime" and not latency.has_onnxruntime():
+        pytest.skip("ONNX Runtime is not installed")
+    monkeypatch.setattr(latency, "has_onnxruntime", lambda: engine == "onnxruntime")
+    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.001)
+    before = torch.get_num_threads()
+    times = latency.measure({"small": network(4), "large": network(96)}, 32, threads=1)
+    assert {time.engine for time in times.values()} == {engine}
+    assert all(0 < time.p50_ms <= time.p90_ms and time.threads == 1 for time in times.values())
+    assert torch.get_num_threads() == before
+
+
+def test_networks_take_turns(monkeypatch):
+    calls = []
+    monkeypatch.setattr(latency, "has_onnxruntime", lambda: False)
+    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "_pytorch", lambda module, image, threads: lambda: calls.append(module.name))
+    networks = {name: nn.Identity() for name in "ab"}
+    for name, module in networks.items():
+        module.name = name
+    latency.measure(networks, 8, threads=1)
+    timed = "".join(calls)[4:]  # two runs of each warm up
+    assert timed == "aaabbb" * latency.BLOCKS
+
+
+@pytest.mark.parametrize("bound", [12.0, 40.0, 77.0, 200.0])
+def test_the_search_ends_just_within_the_bound(bound):
+    """A network of m MACs takes m / 10 ms; choices come in steps of 7 MACs."""
+
+    def choose(budgets):
+        limit = min([1000.0] + [budget.bound for budget in budgets])
+        return int(limit // 7 * 7)
+
+    kept = within(choose, lambda macs: macs / 10, bound, (105, 1000))
+    assert kept / 10 <= bound
+    if bound < 95:
+        assert kept / 10 >= 0.98 * bound - 0.01 * 100 - 0.7
+
+
+def test_a_bound_below_the_smallest_is_infeasible():
+    with pytest.raises(InfeasibleError, match="within 5 ms"):
+        within(lambda budgets: 100, lambda macs: macs, 5.0, (100, 1000))
+
+
+def fake(networks, input_size, **more):
+    """A microsecond per thousand MACs."""
+    found = {}
+    for name, module in networks.items():
+        milliseconds = count(module, input_size).macs / 1e6
+        found[name] = latency.Latency(milliseconds, milliseconds, "fake", 1)
+    return found
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [("latency<=50%", 1), ("latency<=1.2ms", 1), ("latency<=40%", 3)])
+def test_a_latency_budget_is_met_and_measured_at_the_end(monkeypatch, budget, rounds):
+    monkeypatch.setattr(latency, "measure", fake)
+    method = {"name": "l1", "rounds": rounds}
+    result = bh.prune("tinycnn", "digits", method=method, budget=[budget, "params<=90%"], epochs=1, images_per_class=10,
+                      classes=["3", "5"], control="none")  # fmt: skip
+    entry = result.summary["budget"][0]
+    assert entry["met"]
+    pruned = result.summary["pruned"]
+    assert pruned["latency_ms"] == count(result.model, 8).macs / 1e6
+    assert pruned["latency"]["dense"]["engine"] == "fake"
+    dense = pruned["latency"]["dense"]["p50_ms"]
+    bound = entry["bound"] if entry["unit"] == "ms" else entry["bound"] * dense
+    assert 0.9 * bound <= pruned["latency_ms"] <= bound
+
+
+def test_an_infeasible_latency_is_refused_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "measure", fake)
+    with pytest.raises(InfeasibleError, match="the smallest network takes"):
+        bh.prune("tinycnn", "digits", method="l1", budget="latency<=0.0001ms", control="none", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_clock_times_the_head_as_delivered(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        latency, "measure", lambda networks, size, **more: seen.append(networks) or fake(networks, size)
+    )
+    bh.prune("tinycnn", "digits", method="l1", budget="latency<=60%", epochs=1, images_per_class=10,
+             classes=["3", "5"], control="none")  # fmt: skip
+    assert channel_latency.latency is latency
+    for networks in seen:
+        for module in networks.values():
+            assert module(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
