@@ -23,7 +23,8 @@ class Member:
         index: ``[channels, r]``: the positions in the layer that each channel of the group owns. r is 1 but where a
             flattened map gives a channel several inputs, or where one tensor is concatenated more than once.
         dim: Of a parameter that stands on its own: the dimension that holds the channels; None for a module.
-        after: The member that alone feeds this one, and feeds nothing else, activations between them apart; None where
+        after: The member that alone feeds this one, and feeds nothing else, whatever has no channels of its own (an
+            activation, pooling, flattening) between them apart; None where
             there is none (a layer that reads a residual stream).
     """
 
