@@ -56,6 +56,8 @@ def test_put_is_the_right_inverse_of_take(case):
     expected[grid] = large.numpy()[grid]
     np.testing.assert_array_equal(back.numpy(), expected)
     assert torch.equal(large, numbered(shape))  # neither changes what it was given
+    cut.clear(large)
+    np.testing.assert_array_equal(large.numpy(), expected)
 
 
 @given(grouped_cuts())
@@ -72,6 +74,8 @@ def test_the_rows_of_a_grouped_convolution(case):
     assert torch.equal(cut.take(back), small)
     assert back.count_nonzero() == small.numel()
     assert torch.equal(back[back != 0], large[back != 0])
+    cut.clear(large)
+    assert torch.equal(large, back)
 
 
 @given(grouped_cuts(), st.integers(0, 5))

@@ -91,10 +91,9 @@ def mask_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:
                 _mask_branch(part, cut)
             for tensor, taken in _cuts(part, cut).items():
                 full = tensors[f"{name}.{tensor}" if tensor else name]
-                small = taken.take(full)
-                full.copy_(taken.put(small, full))
+                taken.clear(full)
                 if tensor == "running_var":
-                    full[_gone(taken, small, full)] = 1
+                    full[_gone(taken, taken.take(full), full)] = 1
     return masked
 
 

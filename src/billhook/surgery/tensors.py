@@ -48,6 +48,16 @@ class TensorCut:
             small = wide.index_copy(dim, torch.tensor(positions, dtype=torch.int64, device=small.device), small)
         return small
 
+    def clear(self, large: Tensor) -> None:
+        """Set everything but the entries that stay to zero, in place: ``put`` of what ``take`` gives, in less time."""
+        if self.rows is not None:
+            large.copy_(self.put(self.take(large), large))
+            return
+        for dim, positions in self.dims:
+            gone = torch.ones(large.shape[dim], dtype=torch.bool)
+            gone[list(positions)] = False
+            large.index_fill_(dim, gone.nonzero().flatten().to(large.device), 0)
+
     def _index(self, tensor: Tensor) -> Tensor:
         index = torch.tensor(self.rows, dtype=torch.int64, device=tensor.device)
         if not index.numel():
