@@ -84,6 +84,13 @@ def test_a_channel_budget_is_checked_like_any_other(cli: Cli, method: str) -> No
     assert cli("inspect", "tinycnn", *asked).code == 0
 
 
+def test_milliseconds_are_shown_as_such() -> None:
+    document = look_at("tinycnn", method={"name": "l1"})
+    row = {"quantity": "latency", "dense": 12.345, "smallest": 0.0321, "asked": 5.0, "binding_layer": "conv4"}
+    text = printed(document | {"feasible": [row | {"feasible": True}]}, 120, terminal=False)
+    assert re.search(r"latency +12\.3 ms +0\.0321 ms +5 ms +yes +conv4", text)
+
+
 def test_the_dry_run_of_a_channel_method(cli: Cli, dense: Path) -> None:
     weights = ["--weights", dense / "model.safetensors"]
     asked = ["--data", "digits", "--method", "l1", "--set", "round_to=8"]

@@ -195,6 +195,8 @@ def _about_groups(document: dict[str, Any]) -> list[str]:
 
 
 def _amount(row: dict[str, Any], key: str) -> str:
+    if row["quantity"] == "latency":
+        return f"{row[key]:.3g} ms"
     return f"{100 * row[key]:.2f} %" if row["quantity"] == "sparsity" else f"{row[key]:,.0f}"
 
 
