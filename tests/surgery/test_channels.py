@@ -22,6 +22,7 @@ from billhook.surgery import (
     trace_groups,
 )
 from billhook.surgery.channels import Constant, Silent, Wired, tensor_cuts
+from billhook.surgery.plan import ChannelPlan, LayerCut
 
 SIZE = 16
 IMAGES = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5)).double()
@@ -604,3 +605,25 @@ def test_an_average_of_a_network_with_a_dead_branch_leaves_its_constant_out():
     state = cut_state(module.state_dict(), module, plan)
     assert set(small.state_dict()) - set(state) == {"end.value"}
     assert set(state) <= set(small.state_dict())
+
+
+def test_the_smaller_network_shares_no_memory_with_the_larger():
+    module = build("resnet20")
+    groups = trace_groups(module, 32)
+    plan = plan_channels(module, groups, {"layer2.0.conv1": range(5)})
+    small = remove_channels(module, plan)
+    theirs = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    assert not theirs & {t.untyped_storage().data_ptr() for t in (*small.parameters(), *small.buffers())}
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.fill_(7.0)
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+
+
+def test_tied_parameters_stay_tied():
+    module = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    module[3].weight = module[2].weight
+    small = remove_channels(module, ChannelPlan({"0": LayerCut(out=(0, 2)), "1": LayerCut(inside=(0, 2))}))
+    assert small[3].weight is small[2].weight
+    assert small[3].weight is not module[2].weight

@@ -59,13 +59,30 @@ def remove_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:
         InputError: The plan is not of this network.
     """
     check_plan(module, plan)
-    small = copy.deepcopy(module)
+    # What is cut is made anew anyway: only what stays whole is copied, at the end.
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    small = copy.deepcopy(module, dict(tensors))
     for name, cut in plan.layers.items():
         try:
             _carry_out(small, name, cut)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the channels of '{name}' do not fit this network: {error}") from error
+    _part_with(small, tensors)
     return small
+
+
+def _part_with(small: nn.Module, tensors: Mapping[int, Tensor]) -> None:
+    """Copies of their own for a network's tensors that are still those of another."""
+    copies: dict[int, Tensor] = {}
+    for part in small.modules():
+        for store in (part._parameters, part._buffers):
+            for name, tensor in store.items():
+                if tensor is not None and tensors.get(id(tensor)) is tensor:
+                    if id(tensor) not in copies:
+                        own = tensor.detach().clone()
+                        whole = isinstance(tensor, nn.Parameter)
+                        copies[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if whole else own
+                    store[name] = copies[id(tensor)]  # type: ignore[assignment]
 
 
 def mask_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:

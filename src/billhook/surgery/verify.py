@@ -22,8 +22,11 @@ from billhook.surgery.groups import ChannelGroup, Grouping
 from billhook.surgery.planner import plan_channels
 from billhook.surgery.trace import trace_groups
 
-TRIAL_SIZE = 64
-"""Pixels of the image that cuts are tried on, where the network takes one so small."""
+TRIAL_SIZE = 32
+"""Pixels of the images that cuts are tried on, where the network takes them so small."""
+
+TRIAL_IMAGES = 2
+"""What a single image leaves dead behind a ReLU cannot show what happens to it."""
 
 _ALIKE = 1e-4  # a tensor whose values differ by less was never trained, or does next to nothing
 
@@ -53,10 +56,11 @@ def channel_groups(module: nn.Module, input_size: int | tuple[int, int], channel
 
 
 def _cheapest(module: nn.Module, size: tuple[int, int], channels: int) -> tuple[nn.Module, Tensor]:
-    """The network in float64 and a small image, where it takes both: most networks take smaller ones than theirs."""
+    """The network in float64 and small images, where it takes both: most networks take smaller ones than theirs."""
     small = (min(size[0], TRIAL_SIZE), min(size[1], TRIAL_SIZE))
     example = next(module.parameters(), torch.zeros(1))
-    image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(1)).to(example)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(TRIAL_IMAGES, channels, *size, generator=generator).to(example)
     for dtype in (torch.float64, example.dtype):
         for sides in (small, size):
             part = image[:, :, : sides[0], : sides[1]]
