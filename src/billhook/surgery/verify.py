@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from billhook.errors import InputError
 from billhook.surgery.channels import mask_channels, remove_channels
 from billhook.surgery.groups import ChannelGroup, Grouping
 from billhook.surgery.planner import plan_channels
@@ -50,9 +51,20 @@ def channel_groups(module: nn.Module, input_size: int | tuple[int, int], channel
     Raises:
         InputError: The network cannot take the image, or nothing can be traced.
     """
-    grouping = trace_groups(module, input_size, channels)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    return _Trial(*_cheapest(_stirred(module), size, channels), grouping).hold()
+    try:
+        stirred, images = _cheapest(_stirred(module), size, channels)
+    except Exception:  # whatever a copy may raise: the tracer has words for it
+        trace_groups(module, size, channels)
+        raise
+    small = (int(images.shape[2]), int(images.shape[3]))
+    try:
+        grouping = trace_groups(module, small, channels)
+    except InputError:
+        if small == size:
+            raise
+        grouping = trace_groups(module, size, channels)
+    return _Trial(stirred, images, grouping).hold()
 
 
 def _cheapest(module: nn.Module, size: tuple[int, int], channels: int) -> tuple[nn.Module, Tensor]:
