@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -48,33 +48,40 @@ class Wired(nn.Sequential):
     """A layer with a channel map in front of it or behind it."""
 
 
-def remove_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:
+def remove_channels(module: nn.Module, plan: ChannelPlan, *, share: bool = False) -> nn.Module:
     """A smaller copy of the network.
 
     Args:
         module: The network, or one of the same architecture; left as it is.
         plan: What stays.
+        share: Leave what stays whole to both networks, for a look at the smaller one that changes nothing.
 
     Raises:
         InputError: The plan is not of this network.
     """
     check_plan(module, plan)
     # What is cut is made anew anyway: only what stays whole is copied, at the end.
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    small = copy.deepcopy(module, dict(tensors))
+    small, tensors = _double(module)
     for name, cut in plan.layers.items():
         try:
             _carry_out(small, name, cut)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the channels of '{name}' do not fit this network: {error}") from error
-    _part_with(small, tensors)
+    if not share:
+        _part_with(small.modules(), tensors)
     return small
 
 
-def _part_with(small: nn.Module, tensors: Mapping[int, Tensor]) -> None:
-    """Copies of their own for a network's tensors that are still those of another."""
+def _double(module: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A copy of the layers that has the same tensors, and those by identity."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, dict(tensors)), tensors
+
+
+def _part_with(parts: Iterable[nn.Module], tensors: Mapping[int, Tensor]) -> None:
+    """Copies of their own for tensors of layers that are still those of another network."""
     copies: dict[int, Tensor] = {}
-    for part in small.modules():
+    for part in parts:
         for store in (part._parameters, part._buffers):
             for name, tensor in store.items():
                 if tensor is not None and tensors.get(id(tensor)) is tensor:
@@ -85,18 +92,21 @@ def _part_with(small: nn.Module, tensors: Mapping[int, Tensor]) -> None:
                     store[name] = copies[id(tensor)]  # type: ignore[assignment]
 
 
-def mask_channels(module: nn.Module, plan: ChannelPlan) -> nn.Module:
+def mask_channels(module: nn.Module, plan: ChannelPlan, *, share: bool = False) -> nn.Module:
     """A copy of the network in its old shape that computes what the smaller one does: what goes is zero.
 
     Args:
         module: The network, or one of the same architecture; left as it is.
         plan: What stays.
+        share: Leave what is not masked to both networks, for a look at the masked one that changes nothing.
 
     Raises:
         InputError: The plan is not of this network.
     """
     check_plan(module, plan)
-    masked = copy.deepcopy(module)
+    masked, shared = _double(module)
+    touched = {name if entry.dim is None else name.rpartition(".")[0] for name, entry in plan.layers.items()}
+    _part_with((masked.get_submodule(name) for name in touched) if share else masked.modules(), shared)
     tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())
     parts = dict(masked.named_modules())
     with torch.no_grad():

@@ -144,8 +144,8 @@ class _Trial:
         with torch.no_grad():
             try:
                 plan = plan_channels(self.module, self.grouping, kept)
-                expected = _output(mask_channels(self.module, plan), self.image)
-                found = _output(remove_channels(self.module, plan), self.image)
+                expected = _output(mask_channels(self.module, plan, share=True), self.image)
+                found = _output(remove_channels(self.module, plan, share=True), self.image)
             except Exception as error:  # whatever a forward may raise
                 text = str(error).partition("\n")[0]
                 return f"the network fails without some of its channels ({text})"
