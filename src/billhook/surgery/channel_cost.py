@@ -51,8 +51,9 @@ class ChannelCost:
 
     A group with a ``branch`` that keeps no channel takes its branch along: sources, the layers inside and the readers
     cost nothing, and nothing is left of the ends but their constant, one value per output channel; one without a bias
-    puts out zeros and costs nothing. Groups that nobody reads any more go with them. Parameters whose share per
-    channel cannot be told stay as they are, so what is said here is never less than the truth.
+    puts out zeros and costs nothing. Groups that nobody reads any more go with them, and so do layers that stood in
+    front of the sources alone. Parameters whose share per channel cannot be told stay as they are, so what is said here
+    is never less than the truth.
 
     Args:
         cost: Of the dense network with the head as it will be delivered.
@@ -107,6 +108,7 @@ class ChannelCost:
             inner = (*group.branch.sources, *group.branch.inside) if group.branch is not None else ()
             # A group goes without a branch of its own when nobody reads it: then its readers are gone already.
             gone = {*inner, *(m.layer for m in group.members if (m.side == "in") == (group.branch is not None))}
+            gone.update(layer for writer in group.writers for layer in grouping.fronts(writer.layer))
             for layer, position in place.items():
                 self._ends[number, position] = layer in ends
                 self._gone[number, position] = layer not in ends and (layer in gone or layer.rpartition(".")[0] in gone)

@@ -103,3 +103,15 @@ class Grouping:
             if any(member.layer == layer for member in group.members if member.side != "in"):
                 return group
         return None
+
+    def fronts(self, reader: str) -> tuple[str, ...]:
+        """The layers that carry channels to this one and nowhere else: without it they have nothing to do."""
+        found: dict[str, None] = {}
+        for group in self.groups.values():
+            carriers = {m.layer: m.after for m in group.members if m.side == "through" and m.dim is None}
+            for member in group.readers:
+                layer = member.after if member.layer == reader else None
+                while layer is not None and layer in carriers:
+                    found.setdefault(layer)
+                    layer = carriers[layer]
+        return tuple(found)

@@ -55,7 +55,7 @@ class _Planner:
         self, module: nn.Module, grouping: Grouping, kept: Mapping[str, Channels], own: Mapping[str, Channels]
     ) -> None:
         self.parts = dict(module.named_modules())
-        self.groups = grouping.groups
+        self.grouping, self.groups = grouping, grouping.groups
         self.kept: dict[str, NDArray[np.int64]] = {}
         for name, channels in kept.items():
             if name not in self.groups:
@@ -235,6 +235,8 @@ class _Planner:
         through = tuple(m.layer for m in group.members if m.side == "through")
         for writer in group.writers:
             cuts[writer.layer] = LayerCut(role="silent")
+            for layer in self.grouping.fronts(writer.layer):
+                cuts[layer] = LayerCut(role="idle")
         for layer in group.branch.inside if group.branch is not None and ends else through:
             if layer not in ends:
                 cuts[layer] = LayerCut(role="idle")
