@@ -95,7 +95,8 @@ def ready(
     if isinstance(module, str):
         module = NETWORKS[module](classes)
     images = data(48, classes, size=size, keep=keep)
-    config: BaseModel = make_config(method, ({} if method in CHANNEL_CONFIGS else {"rounds": 2, "saliency_images": 8}) | fields)
+    brief = {} if method in CHANNEL_CONFIGS else {"rounds": 2, "saliency_images": 8}
+    config: BaseModel = make_config(method, brief | fields)
     problem = Problem(
         open_network(module),
         images,
