@@ -210,24 +210,42 @@ class _Goal:
     tolerance: float
 
 
-def _goal(budget: Budget, cost: ChannelCost, dense: Mapping[str, float], fraction: float = 1.0) -> _Goal:
+def limit(budget: Budget, cost: ChannelCost, dense: Mapping[str, float]) -> tuple[str, float]:
+    """What a budget counts when channels go, one of :data:`QUANTITIES`, and how much of it may be left.
+
+    Args:
+        budget: The inequality.
+        cost: What the network costs with fewer channels.
+        dense: Totals of the dense network, which percentages are of.
+
+    Raises:
+        UsageError: A budget on latency.
+    """
     if budget.quantity == "latency":
         raise UsageError(
             f"{budget} cannot be counted, only measured",
             "ask for params, macs, channels, volume, bytes or sparsity",
         )
     if budget.quantity == "sparsity":
-        column, params = QUANTITIES.index("params"), cost.cost.params
-        limit = float(params - ceil(budget.bound * params - 1e-9))
-    else:
-        column = QUANTITIES.index(budget.quantity)
-        # A bound that is a whole number but for rounding counts as that number.
-        rounding = 5e-13 * float(dense[budget.quantity]) if budget.unit == "ratio" else 0.0
-        limit = float(floor(budget.absolute(dense) + rounding))
+        params = cost.cost.params
+        return "params", float(params - ceil(budget.bound * params - 1e-9))
+    # A bound that is a whole number but for rounding counts as that number.
+    rounding = 5e-13 * float(dense[budget.quantity]) if budget.unit == "ratio" else 0.0
+    return budget.quantity, float(floor(budget.absolute(dense) + rounding))
+
+
+def tolerance(budget: Budget, bound: float, cost: ChannelCost) -> float:
+    """How far below ``bound`` a quantity may stay when channels are handed back."""
+    return TOLERANCE * cost.cost.params if budget.quantity == "sparsity" else TOLERANCE_OF_BOUND * bound
+
+
+def _goal(budget: Budget, cost: ChannelCost, dense: Mapping[str, float], fraction: float = 1.0) -> _Goal:
+    quantity, bound = limit(budget, cost, dense)
+    column = QUANTITIES.index(quantity)
     start = float(cost.many(cost.channels)[column])
-    if fraction < 1 and limit < start:
-        limit = start + fraction * (limit - start)
-    return _Goal(column, limit, TOLERANCE * params if budget.quantity == "sparsity" else TOLERANCE_OF_BOUND * limit)
+    if fraction < 1 and bound < start:
+        bound = start + fraction * (bound - start)
+    return _Goal(column, bound, tolerance(budget, bound, cost))
 
 
 # ---------------------------------------------------------------------- units

@@ -41,6 +41,37 @@ class _Row:
     constant: float = 0.0  # parameters per output when nothing but a constant is left of it
 
 
+@dataclass(frozen=True)
+class Coefficients:
+    """What :class:`ChannelCost` computes with, for those who need its derivatives.
+
+    A layer with ``o`` outputs that each read ``i`` inputs costs ``o * i * product + o * output + fixed`` while it
+    stands, and ``o * constant`` where nothing but the constant of a branch is left of it; the network costs the sum of
+    its layers, and ``elsewhere``. Quantities are in the order of :data:`QUANTITIES`.
+
+    Attributes:
+        layers: Names of the layers.
+        outputs: ``[layers]``: all of them.
+        inputs: ``[layers]``: all of them, over all groups of a convolution.
+        groups: ``[layers]``: what inputs are divided by.
+        product: ``[layers, quantities]``.
+        output: ``[layers, quantities]``.
+        fixed: ``[layers, quantities]``.
+        constant: ``[layers, quantities]``.
+        elsewhere: ``[quantities]``.
+    """
+
+    layers: tuple[str, ...]
+    outputs: NDArray[np.float64]
+    inputs: NDArray[np.float64]
+    groups: NDArray[np.float64]
+    product: NDArray[np.float64]
+    output: NDArray[np.float64]
+    fixed: NDArray[np.float64]
+    constant: NDArray[np.float64]
+    elsewhere: NDArray[np.float64]
+
+
 class ChannelCost:
     """The cost of a network as a function of how many channels each group keeps; exact.
 
@@ -190,6 +221,32 @@ class ChannelCost:
         """The layer that has the most of a quantity; empty when there is none."""
         share = self._layers(self.vector(kept))[:, _COLUMNS[QUANTITIES.index(quantity)]]
         return self.layers[int(share.argmax())] if len(share) else ""
+
+    def coefficients(self) -> Coefficients:
+        """Copies of the arrays that costs are computed from."""
+        scale = np.ones(len(QUANTITIES))
+        scale[_FILE] = _BYTES
+        constant = np.zeros_like(self._fixed)
+        constant[:, _BOTH] = self._constant[:, None]
+        elsewhere = scale * self._elsewhere[_COLUMNS]
+        elsewhere[_FILE] += self._file
+        product, output, fixed, constant = (
+            scale * rows[:, _COLUMNS] for rows in (self._product, self._output, self._fixed, constant)
+        )
+        sides = self._outputs.copy(), self._inputs.copy(), self._groups.copy()
+        return Coefficients(self.layers, *sides, product, output, fixed, constant, elsewhere)
+
+    def standing(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """``[..., layers]``: which layers are there, and which are down to the constant of a branch that has gone.
+
+        Args:
+            kept: ``[..., groups]``: channels that each group keeps.
+        """
+        closed = self._closed(kept)
+        if closed is None:
+            whole = np.ones((*kept.shape[:-1], len(self.layers)), dtype=bool)
+            return whole, ~whole
+        return closed[0] > 0, closed[1] > 0
 
     # ------------------------------------------------------------------ one layer each
     def _sides(self, kept: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
