@@ -32,7 +32,7 @@ ROWS = [
     ["control", "estimate", "recipe", "rundir"],
     ["methods", "report"],
     ["artifact", "problem"],
-    ["scores"],
+    ["compensation", "scores"],
     ["surgery"],
     ["training"],
     ["latency"],
@@ -59,6 +59,7 @@ KNOWS_ONLY = {
     "training": {"data", "errors", "models", "progress"},
     "surgery": {"cost", "errors", "models"},
     "scores": {"data", "errors", "surgery", "training"},
+    "compensation": {"errors", "surgery"},
 }
 
 # Loaded by name, only when a model spec names them; extras of their own.
