@@ -19,16 +19,17 @@ from billhook.errors import InfeasibleError, InputError
 from billhook.methods.base import HistoryWriter, Outcome, Setting
 from billhook.methods.channel_choice import Scope, check, choose_channels, feasibility, smallest
 from billhook.methods.channel_latency import Clock, Kept, within
+from billhook.methods.channel_run import ChannelRun
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.slimming import L1Scales, strength
 from billhook.models import place
 from billhook.problem import Problem
 from billhook.progress import Progress
 from billhook.scores import ChannelScore, channel_scores, normalised, saliency_images, without_batchnorm
-from billhook.surgery import ChannelGroup, ChannelPlan, expand_channels, plan_channels, remove_channels
+from billhook.surgery import ChannelGroup, ChannelPlan, plan_channels
 from billhook.surgery.channel_cost import ChannelCost
 from billhook.training.checkpoint import Journal
-from billhook.training.loop import Plugin, fit
+from billhook.training.config import TrainConfig
 
 IMAGES_SHARE = 0.2
 """Scoring may use at most this share of the images that the run may train on."""
@@ -236,70 +237,28 @@ class ChannelPruningPlan:
         on_history: HistoryWriter,
     ) -> Outcome:
         """Remove channels and fine-tune; continues from the journal. ``module`` is left behind."""
-        history: list[dict[str, Any]] = []
+        run = ChannelRun(self.setting, teacher, journal, progress, on_history)
         early = dict(self.early)
-        plans: list[tuple[nn.Module, ChannelPlan]] = []
-
-        def train(network: nn.Module, phase: str, steps: int, plugin: Plugin | None = None) -> nn.Module:
-            before = float(history[-1].get("seconds", 0.0)) if history else 0.0
-            whole = list(history)
-            lines = self._fit(
-                network, teacher, phase, steps, plugin, journal, progress, lambda new: on_history([*whole, *new])
-            )
-            history.extend(
-                line | ({"seconds": line["seconds"] + before} if "seconds" in line else {}) for line in lines
-            )
-            return network
-
         if "penalty" in early:
             assert isinstance(self.config, SlimmingConfig)
-            l1 = strength(self.config.l1, self._recipe("penalty").lr, early["penalty"])
+            recipe = self._recipe()
             # The scales are found once they are where the loop will keep them.
             place(module, self.setting.room.device, self.setting.problem.train.channels_last)
-            train(module, "penalty", early["penalty"], L1Scales(module, l1))
+            scales = L1Scales(module, strength(self.config.l1, recipe.lr, early["penalty"]))
+            run.train(module, "penalty", early["penalty"], recipe=recipe, plugin=scales)
         for number in range(1, self.config.rounds + 1):
             plan, line = self._remove(module, number)
-            plans.append((copy.deepcopy(module), plan))
-            module = remove_channels(module, plan)
-            history.append(line | {"seconds": float(history[-1]["seconds"]) if history else 0.0})
-            progress.line(line)
-            if f"round-{number}" in early:
-                train(module, f"round-{number}", early[f"round-{number}"])
-        train(module, "prune", self.steps - sum(early.values()))
-        masked = module
-        for before, plan in reversed(plans):
-            masked = expand_channels(masked, before, plan)
-        return Outcome(module, masked=masked, channels=tuple(plan for _, plan in plans), history=history)
+            module = run.remove(module, plan)
+            run.record(line)
+            phase = f"round-{number}"
+            if phase in early:
+                run.train(module, phase, early[phase], recipe=self._recipe())
+        run.train(module, "prune", self.steps - sum(early.values()))
+        return run.outcome(module)
 
-    def _fit(
-        self,
-        module: nn.Module,
-        teacher: nn.Module | None,
-        phase: str,
-        steps: int,
-        plugin: Plugin | None,
-        journal: Journal,
-        progress: Progress,
-        on_history: HistoryWriter,
-    ) -> list[dict[str, Any]]:
-        problem = replace(self.setting.problem, train=self._recipe(phase))
-        task = problem.task(
-            module,
-            phase,
-            steps,
-            teacher=teacher,
-            plugin=plugin,
-            journal=journal,
-            progress=progress,
-            on_history=on_history,
-        )
-        return fit(task, self.setting.room)
-
-    def _recipe(self, phase: str) -> Any:
-        """Before the last removal: a constant, smaller rate; after it: the run's own recipe."""
+    def _recipe(self) -> TrainConfig:
+        """Before the last removal: a constant, smaller rate."""
         train = self.setting.problem.train
-        if phase == "prune":
-            return train
         changes = {"schedule": "constant", "warmup": 0.0, "lr": self.config.rate * train.lr, "recalibrate": 0}
         return train.model_copy(update=changes)
 
