@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,17 @@ def config_of(score: ChannelScore) -> type[ChannelConfig]:
 CHANNEL_CONFIGS: dict[str, type[ChannelConfig]] = {score: config_of(score) for score in get_args(ChannelScore)}
 
 
+class Bounds(Protocol):
+    """What a method that removes channels never goes below."""
+
+    @property
+    def round_to(self) -> int: ...
+    @property
+    def least(self) -> float: ...
+    @property
+    def branches(self) -> bool: ...
+
+
 class ChannelLimits:
     """Which channels can be removed, and what the budgets count on them.
 
@@ -94,7 +105,7 @@ class ChannelLimits:
         UsageError: A budget that the method cannot move.
     """
 
-    def __init__(self, counted: Counted, budgets: Sequence[Budget], config: ChannelConfig) -> None:
+    def __init__(self, counted: Counted, budgets: Sequence[Budget], config: Bounds) -> None:
         self.counted, self.config = counted, config
         self.budgets = [budget for budget in budgets if budget.quantity != "latency"]
         self.clocked = [budget for budget in budgets if budget.quantity == "latency"]
@@ -136,6 +147,31 @@ class ChannelLimits:
         floor = self.clock.without(self.counted.network.module, self.counted, kept)
         binding = self.cost.largest(fewest, "macs")
         return [self.clock.row(budget, floor, binding) for budget in self.clocked]
+
+    def in_macs(
+        self, choose: Callable[[Sequence[Budget]], Kept], counted: Counted, cost: ChannelCost
+    ) -> tuple[Budget, ...]:
+        """What the latency asked for comes to in MACs, by measuring choices of channels; nothing when none is.
+
+        Args:
+            choose: Channels that stay under further budgets.
+            counted: The network they are chosen of.
+            cost: What it costs with fewer channels.
+
+        Raises:
+            InfeasibleError: The smallest is too slow.
+        """
+        if not self.clocked:
+            return ()
+        config, module = self.config, counted.network.module
+        fewest = smallest(cost.grouping, cost, config.round_to, config.least, branches=config.branches)
+        kept = within(
+            choose,
+            lambda kept: self.clock.without(module, counted, kept),
+            min(self.clock.bound(budget) for budget in self.clocked),
+            (cost.totals(fewest)["macs"], cost.totals({})["macs"]),
+        )
+        return (Budget("macs", cost.totals(_numbers(kept))["macs"], "count"),)
 
     @property
     def _bounds(self) -> dict[str, Any]:
@@ -303,28 +339,11 @@ class ChannelPruningPlan:
                 branches=config.branches,
             )
 
-        kept = choose(self._in_macs(choose, counted, cost), fraction)
+        kept = choose(self.limits.in_macs(choose, counted, cost), fraction)
         totals = cost.totals(_numbers(kept))
         plan = plan_channels(module, grouping, kept)
         line = {"phase": "prune", "event": "channels", "round": number, "step": 0, "epoch": 0.0}
         return plan, line | {name: int(totals[name]) for name in ("params", "macs", "channels")}
-
-    def _in_macs(
-        self, choose: Callable[[Sequence[Budget]], Kept], counted: Counted, cost: ChannelCost
-    ) -> tuple[Budget, ...]:
-        """What the latency asked for comes to in MACs, by measuring choices of channels; nothing when none is."""
-        limits, module = self.limits, counted.network.module
-        if not limits.clocked:
-            return ()
-        config = self.config
-        fewest = smallest(cost.grouping, cost, config.round_to, config.least, branches=config.branches)
-        kept = within(
-            choose,
-            lambda kept: limits.clock.without(module, counted, kept),
-            min(limits.clock.bound(budget) for budget in limits.clocked),
-            (cost.totals(fewest)["macs"], cost.totals({})["macs"]),
-        )
-        return (Budget("macs", cost.totals(_numbers(kept))["macs"], "count"),)
 
 
 def _numbers(kept: Kept) -> dict[str, int]:

@@ -12,7 +12,8 @@ from billhook.progress import Progress
 from billhook.surgery import ChannelPlan, expand_channels, remove_channels
 from billhook.training.checkpoint import Journal
 from billhook.training.config import TrainConfig
-from billhook.training.loop import Plugin, fit
+from billhook.training.loop import fit
+from billhook.training.plugin import Plugin
 
 
 class ChannelRun:

@@ -18,6 +18,7 @@ from billhook.methods.targets import Target
 from billhook.problem import Problem
 from billhook.scores import mean_absolute_gradient, saliency_images
 from billhook.training.masked import MaskedWeights
+from billhook.training.plugin import Plugin
 from billhook.training.precision import Room
 
 SALIENCY_SHARE = 0.2
@@ -70,7 +71,7 @@ class MaskChooser(Protocol):
         ...
 
 
-class GradualMasks:
+class GradualMasks(Plugin):
     """The loop's plugin: masks, rounds, straight-through gradients.
 
     Args:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from billhook.training.plugin import Plugin
 
 REACH = 0.1
 """A scale that the penalty alone can bring to zero in its phase, when nobody says how strong it is."""
@@ -18,7 +19,7 @@ def strength(l1: float | None, lr: float, steps: int) -> float:
     return l1 if l1 is not None else REACH / max(lr * steps, 1e-12)
 
 
-class L1Scales:
+class L1Scales(Plugin):
     """The loop's plugin: adds the subgradient of ``l1 * |gamma|`` to every BatchNorm scale.
 
     Args:
@@ -32,29 +33,12 @@ class L1Scales:
             part.weight for part in module.modules() if isinstance(part, _BatchNorm) and part.weight is not None
         ]
 
-    def before_step(self, step: int) -> list[dict[str, Any]]:
-        """Nothing to do."""
-        return []
-
     @torch.no_grad()
     def after_backward(self, step: int) -> None:
         """The subgradient, beside the loss's gradient."""
         for scale in self.scales:
             if scale.grad is not None:
                 scale.grad.add_(scale.sign(), alpha=self.l1)
-
-    def before_evaluate(self) -> None:
-        """Nothing to do."""
-
-    def after_evaluate(self) -> None:
-        """Nothing to do."""
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Nothing to keep."""
-        return {}, {}
-
-    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
 
     def describe(self) -> dict[str, Any]:
         """How far the scales have come: the share of them below a hundredth."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,40 +27,9 @@ from billhook.training.distil import Hints, distillation_loss
 from billhook.training.evaluate import evaluate
 from billhook.training.interrupt import Interrupts
 from billhook.training.optim import learning_rate, make_optimizer
+from billhook.training.plugin import Plugin
 from billhook.training.precision import Room
 from billhook.training.recalibrate import recalibrate
-
-
-class Plugin(Protocol):
-    """What a pruning method adds to the loop; each call is about the step with that index."""
-
-    def before_step(self, step: int) -> list[dict[str, Any]]:
-        """Before forward; may choose new masks. Returns history events."""
-        ...
-
-    def after_backward(self, step: int) -> None:
-        """Between backward and the optimiser's step."""
-        ...
-
-    def before_evaluate(self) -> None:
-        """Make the parameters hold what the delivered network would hold."""
-        ...
-
-    def after_evaluate(self) -> None:
-        """Make the parameters trainable again."""
-        ...
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON to resume from."""
-        ...
-
-    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Take them back; the network's parameters are loaded already."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Entries for every epoch's history line."""
-        ...
 
 
 @dataclass
@@ -123,10 +92,11 @@ def fit(task: Task, room: Room) -> list[dict[str, Any]]:
 class _Fit:
     def __init__(self, task: Task, room: Room) -> None:
         self.task, self.room, self.config = task, room, task.config
+        self.plugin = task.plugin or Plugin()
         layout = self.config.channels_last
         self.bare = place(task.module, room.device, layout)
         self.teacher = place(task.teacher, room.device, layout).eval() if task.teacher is not None else None
-        self.optimizer = make_optimizer(self.bare, self.config)
+        self.optimizer = make_optimizer(self.bare, self.config, self.plugin.parameters())
         self.steps_per_epoch = task.train.steps(self.config.batch_size)
         self.hints: Hints | None = None
         self.history: list[dict[str, Any]] = []
@@ -168,9 +138,7 @@ class _Fit:
                     # Dropout draws from the global generator: a resumed step draws what an unbroken one drew.
                     torch.manual_seed(seed_of("step", task.seed, task.phase, self.step, self.room.rank))
                     lr = learning_rate(self.config, self.step, task.steps, self.steps_per_epoch)
-                    if task.plugin is not None:
-                        events = task.plugin.before_step(self.step)
-                        self._record(events)
+                    self._record(self.plugin.before_step(self.step))
                     loss, hits = self._step(batch.images, batch.labels, lr)
                     self.step += 1
                     self.sums += torch.stack(
@@ -200,10 +168,10 @@ class _Fit:
         return self.history
 
     def _step(self, images: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        config, plugin = self.config, self.task.plugin
+        config = self.config
         images, labels = images.to(self.room.device), labels.to(self.room.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         with self.room.autocast():
             if self.teacher is not None and self.hints is None and config.distil_features:
                 self.hints = Hints(self.bare, self.teacher, images)
@@ -219,13 +187,14 @@ class _Fit:
             loss = (1 - config.distil_weight) * loss + config.distil_weight * soft
             if self.hints is not None:
                 loss = loss + config.distil_features * self.hints.loss()
+        if (more := self.plugin.loss(self.step)) is not None:
+            loss = loss + more
         worst = self.room.sum(loss.detach())  # no process goes on alone
         if not math.isfinite(worst.item()):
             raise self._diverged(f"the loss is {worst.item()} at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
         self.room.accelerator.backward(loss)
-        if plugin is not None:
-            plugin.after_backward(self.step)
+        self.plugin.after_backward(self.step)
         if config.clip is not None:
             nn.utils.clip_grad_norm_(self.bare.parameters(), config.clip)
         self.optimizer.step()
@@ -262,16 +231,14 @@ class _Fit:
             "lr": lr,
         }
         if len(task.validation):
-            if task.plugin is not None:
-                task.plugin.before_evaluate()
+            self.plugin.before_evaluate()
             result = evaluate(self.bare, task.validation, task.preprocess, task.kept, self.room, exact=False)
-            if task.plugin is not None:
-                task.plugin.after_evaluate()
+            self.plugin.after_evaluate()
             line["val_top1_full"], line["val_top1_kept"] = result.top1_full, result.top1_kept
-        if task.plugin is not None:
-            line.update(task.plugin.describe())
+        line.update(self.plugin.describe())
         line["seconds"] = round(self.seconds, 3)
         self._record([line])
+        self._record(self.plugin.after_epoch(self.step))
 
     def _record(self, events: list[dict[str, Any]]) -> None:
         for event in events:
@@ -286,13 +253,10 @@ class _Fit:
         if self.average:
             self.bare.load_state_dict(self.average)
         if self.config.recalibrate:
-            plugin = self.task.plugin
-            if plugin is not None:
-                plugin.before_evaluate()
+            self.plugin.before_evaluate()
             count = self.config.recalibrate
             recalibrate(self.bare, self.task.train, self.task.preprocess, self.room, limit=count)
-            if plugin is not None:
-                plugin.after_evaluate()
+            self.plugin.after_evaluate()
         self.task.module = self.bare
 
     @torch.no_grad()
@@ -318,9 +282,8 @@ class _Fit:
         tensors |= {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
         meta: dict[str, Any] = {"step": self.step, "seconds": self.seconds, "history": self.history}
         tensors["sums"] = self.sums
-        if task.plugin is not None:
-            plugin_tensors, meta["plugin"] = task.plugin.state()
-            tensors |= {f"plugin/{name}": t for name, t in plugin_tensors.items()}
+        plugin_tensors, meta["plugin"] = self.plugin.state()
+        tensors |= {f"plugin/{name}": t for name, t in plugin_tensors.items()}
         task.journal.save(task.phase, tensors, json.loads(json.dumps(meta)))
 
     def _restore(self) -> None:
@@ -333,5 +296,4 @@ class _Fit:
         load_optimizer(self.optimizer, split_prefix(tensors, "optimizer"))
         self.sums = tensors["sums"].to(self.room.device)
         self.step, self.seconds, self.history = meta["step"], meta["seconds"], meta["history"]
-        if self.task.plugin is not None:
-            self.task.plugin.load_state(split_prefix(tensors, "plugin"), meta["plugin"])
+        self.plugin.load_state(split_prefix(tensors, "plugin"), meta.get("plugin", {}))

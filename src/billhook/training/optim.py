@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,14 +12,22 @@ from torch import nn
 from billhook.training.config import TrainConfig
 
 
-def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over every parameter; biases and normalisation scales (1-D) get no weight decay."""
+def make_optimizer(
+    module: nn.Module, config: TrainConfig, more: Sequence[dict[str, Any]] = ()
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over every parameter; biases and normalisation scales (1-D) get no weight decay.
+
+    Args:
+        module: Whose parameters are trained.
+        config: The recipe.
+        more: Groups of further parameters.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [group for group in groups if group["params"]] + list(more)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     nesterov = config.nesterov and config.momentum > 0
