@@ -13,7 +13,7 @@ from billhook import artifact
 from billhook.cost import Cost, count
 from billhook.cost.budget import parse_budgets
 from billhook.formats import PatternInfo
-from billhook.methods import CHANNEL_CONFIGS, Outcome, make_config
+from billhook.methods import CHANNEL_METHODS, Outcome, make_config
 from billhook.models import build, open_network
 from billhook.pipeline import Prepared, prepare
 from billhook.problem import Problem, Run
@@ -95,7 +95,7 @@ def ready(
     if isinstance(module, str):
         module = NETWORKS[module](classes)
     images = data(48, classes, size=size, keep=keep)
-    brief = {} if method in CHANNEL_CONFIGS else {"rounds": 2, "saliency_images": 8}
+    brief = {} if method in CHANNEL_METHODS else {"rounds": 2, "saliency_images": 8}
     config: BaseModel = make_config(method, brief | fields)
     problem = Problem(
         open_network(module),

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ValidationError
 from billhook.errors import UsageError, nearest
 from billhook.methods.base import Limits, Method, Outcome, Plan, Setting
 from billhook.methods.channel_pruning import CHANNEL_CONFIGS, ChannelLimits, ChannelPruningPlan
+from billhook.methods.chipnet import ChipNet, ChipNetPlan
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.crisp import CRISP, BlockOnly, NMOnly
+from billhook.methods.greedy import GREEDY_PLANS
 from billhook.methods.unstructured import Magnitude, Saliency
 from billhook.methods.weight_sparsity import WeightSparsityLimits, WeightSparsityPlan
 
@@ -22,7 +24,9 @@ METHODS: dict[str, Method] = {
         Method("block-only", BlockOnly, WeightSparsityPlan, WeightSparsityLimits),
         Method("magnitude", Magnitude, WeightSparsityPlan, WeightSparsityLimits),
         Method("saliency", Saliency, WeightSparsityPlan, WeightSparsityLimits),
+        Method("chipnet", ChipNet, ChipNetPlan, ChannelLimits),
         *(Method(name, config, ChannelPruningPlan, ChannelLimits) for name, config in CHANNEL_CONFIGS.items()),
+        *(Method(name, config, plan, ChannelLimits) for name, (config, plan) in GREEDY_PLANS.items()),
     )
 }
 

@@ -1,0 +1,339 @@
+"""What a channel group would lose next, and how the layers that read it would make up for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from billhook.compensation import (
+    Moments,
+    ReaderMap,
+    absorbed,
+    collect_moments,
+    fit_reader,
+    fp_backward,
+    fp_omp,
+    group_filters,
+    select_by_activations,
+)
+from billhook.compensation.moments import compensable
+from billhook.compensation.selection import Scaled, first_best
+from billhook.errors import UsageError
+from billhook.methods.greedy.config import GreedyConfig
+from billhook.methods.greedy.current import Current
+from billhook.surgery import ChannelGroup
+
+Batches = Callable[[], Iterable[Tensor]]
+"""Calibration images, anew with each call, on the network's device."""
+
+MOST = 1 << 30
+"""Bytes of second moments that are held at the same time; for more the images run through again."""
+
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group without some of its channels.
+
+    Attributes:
+        group: Its name.
+        kept: Channels that would be left, ascending.
+        maps: What its readers would take up.
+    """
+
+    group: str
+    kept: NDArray[np.int64]
+    maps: tuple[ReaderMap, ...]
+
+    @property
+    def short(self) -> bool:
+        """Whether a map rests on fewer samples than it has channels."""
+        return any(fitted.short for fitted in self.maps)
+
+
+class Candidates:
+    """Proposes candidates for the network as it is.
+
+    Filters are ordered once, and the order serves for removal after removal: a group's own removals change the layers
+    that read it, never its filters. It is found anew once those may have changed (:meth:`changed`).
+
+    Args:
+        config: How filters are chosen and made up for.
+        current: The network.
+        batches: Calibration images.
+    """
+
+    def __init__(self, config: GreedyConfig, current: Current, batches: Batches) -> None:
+        self.config, self.current, self.batches = config, current, batches
+        self._orders: dict[str, NDArray[np.int64]] = {}
+
+    def changed(self, groups: Iterable[str] | None = None, own: str | None = None) -> None:
+        """Forget orders that rest on weights of before.
+
+        Args:
+            groups: Groups with a layer that changed; None: all.
+            own: The one that lost channels.
+        """
+        for name in list(self._orders if groups is None else groups):
+            if name != own or self.config.score == "activations":
+                self._orders.pop(name, None)
+
+    @property
+    def looks(self) -> bool:
+        """Whether images are needed."""
+        return self.config.compensation != "none" or self.config.score == "activations"
+
+    def propose(self, wanted: Mapping[str, int]) -> dict[str, Candidate]:
+        """What is left of groups when they keep so many channels.
+
+        Args:
+            wanted: Channels that are to be left, by group.
+        """
+        found = {}
+        for part in self._parts(list(wanted)):
+            moments = self._moments(part) if self.looks else {}
+            for name in part:
+                readers = moments.get(name, {})
+                order = self.order(name, readers)
+                group = self.current.grouping.groups[name]
+                kept = np.sort(order[:, : wanted[name] // group.sections].ravel())
+                found[name] = Candidate(name, kept, self._maps(group, kept, readers))
+        return found
+
+    def orders(self) -> dict[str, NDArray[np.int64]]:
+        """``[sections, channels]`` of each group: channels in the order of their importance."""
+        found = {}
+        for part in self._parts(list(self.current.grouping.groups)):
+            moments = self._moments(part) if self.config.score == "activations" else {}
+            found.update({name: self.order(name, moments.get(name, {})) for name in part})
+        return found
+
+    def order(self, name: str, readers: Mapping[str, Moments]) -> NDArray[np.int64]:
+        """``[sections, channels that are left]``: the most important first."""
+        if name not in self._orders:
+            group, kept = self.current.grouping.groups[name], self.current.kept[name]
+            local = self._local_order(group, kept, readers)
+            per = kept.reshape(group.sections, -1)
+            self._orders[name] = np.take_along_axis(per, local, axis=1)
+        return self._orders[name]
+
+    def _local_order(
+        self, group: ChannelGroup, kept: NDArray[np.int64], readers: Mapping[str, Moments]
+    ) -> NDArray[np.int64]:
+        module, config = self.current.module, self.config
+        per = len(kept) // group.sections
+        if config.score == "activations" and readers:
+            small = narrowed_group(group, kept)
+            some = {layer: narrowed(moments, kept) for layer, moments in readers.items()}
+            order = select_by_activations(module, small, some).order
+        else:
+            try:
+                filters = group_filters(module, group)
+            except UsageError:  # nobody writes them with weights, so nothing says which matters more
+                return np.tile(np.arange(per), (group.sections, 1))
+            rows = filters.flatten(0, 1)[torch.from_numpy(kept)].reshape(group.sections, per, -1)
+            if config.method == "lrf":
+                return lrf_order(rows)
+            order = (fp_omp if config.selector == "omp" else fp_backward)(rows).order
+        return order % per
+
+    def _moments(self, groups: list[str]) -> dict[str, dict[str, Moments]]:
+        current = self.current
+        return collect_moments(current.module, current.grouping, self.batches(), groups, folds=FOLDS)
+
+    def _parts(self, names: list[str]) -> Iterator[list[str]]:
+        """Groups whose moments fit in memory together."""
+        part: list[str] = []
+        held = 0
+        for name in names:
+            group = self.current.grouping.groups[name]
+            readers = compensable(self.current.module, group)
+            blocks = [int(getattr(self.current.module.get_submodule(m.layer), "groups", 1)) for m in readers]
+            size = sum(8 * FOLDS * group.channels**2 // count for count in blocks)
+            if part and held + size > MOST:
+                yield part
+                part, held = [], 0
+            part.append(name)
+            held += size
+        if part:
+            yield part
+
+    def _maps(
+        self, group: ChannelGroup, kept: NDArray[np.int64], readers: Mapping[str, Moments]
+    ) -> tuple[ReaderMap, ...]:
+        if self.config.compensation == "none":
+            members = compensable(self.current.module, group)
+            return tuple(_nothing(member.layer, group.channels, kept) for member in members)
+        return tuple(
+            fit_reader(moments, kept) if len(kept) else _constants(moments, kept) for moments in readers.values()
+        )
+
+
+def lrf_order(filters: Tensor) -> NDArray[np.int64]:
+    """``[sections, n]``: the filters of each section, those that stay longest first, after LRF (Joo et al. 2021).
+
+    The filter nearest to the span of the others goes, at a squared distance of ``1 / (G^-1)_kk`` with ``G`` the Gram
+    matrix; then the nearest of those that are left to the span of those that are left, and so on. Duplicates go first.
+
+    Args:
+        filters: ``[sections, n, features]``.
+    """
+    orders = []
+    for section in filters:
+        scaled = Scaled.of(section @ section.T)
+        unit = scaled.gram.clone()
+        unit.diagonal().add_(RIDGE)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(unit))
+        left = torch.arange(len(unit))
+        gone: list[int] = []
+        while len(left):
+            cost = scaled.scale[left].square() / inverse.diagonal()
+            place = first_best(cost, left, largest=False)
+            gone.append(int(left[place]))
+            column = inverse[:, place]
+            inverse = inverse - column[:, None] * column[None] / column[place]
+            stay = torch.arange(len(left)) != place
+            inverse, left = inverse[stay][:, stay], left[stay]
+        orders.append(gone[::-1])
+    return np.array(orders, dtype=np.int64)
+
+
+RIDGE = 1e-9
+"""On Gram matrices of filters at unit length, so that those with duplicates have an inverse."""
+
+
+def narrowed_group(group: ChannelGroup, kept: NDArray[np.int64]) -> ChannelGroup:
+    """The channels of a group that are left, as a group; sections keep equally many."""
+    members = tuple(replace(member, index=member.index[kept]) for member in group.members)
+    return replace(group, channels=len(kept), members=members)
+
+
+def narrowed(moments: Moments, kept: NDArray[np.int64]) -> Moments:
+    """Moments of the channels that are left; blocks keep equally many."""
+    size = moments.channels // moments.blocks
+    local = torch.from_numpy(kept.reshape(moments.blocks, -1) % size)
+    second = torch.stack([moments.second[:, n][:, local[n]][:, :, local[n]] for n in range(moments.blocks)], dim=1)
+    first = torch.stack([moments.first[:, n][:, local[n]] for n in range(moments.blocks)], dim=1)
+    member = replace(moments.member, index=moments.member.index[kept])
+    return replace(moments, member=member, second=second, first=first)
+
+
+def _nothing(layer: str, channels: int, kept: NDArray[np.int64]) -> ReaderMap:
+    gone = np.setdiff1d(np.arange(channels), kept)
+    return ReaderMap(layer, kept, gone, np.zeros((len(gone), len(kept))), None, None, 0.0, 1.0, None, False)
+
+
+def _constants(moments: Moments, kept: NDArray[np.int64]) -> ReaderMap:
+    """Where no channel is left: their means, if the reader has a place for them."""
+    bare = _nothing(moments.member.layer, moments.channels, kept)
+    if moments.shift is None:
+        return bare
+    means = moments.first.sum(dim=0) / moments.count.sum()
+    return replace(bare, constant=means.flatten().numpy(), shift=moments.shift)
+
+
+# ---------------------------------------------------------------------- looking at a candidate
+@dataclass(frozen=True)
+class Changes:
+    """What a candidate changes in a network of the old shape.
+
+    Attributes:
+        tensors: New parameters and buffers: layer → name → tensor.
+        cleared: Positions of the inputs that are gone, of readers without weights (padded shortcuts).
+    """
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    cleared: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> set[str]:
+        """All layers that change."""
+        return {*self.tensors, *self.cleared}
+
+
+def changes(module: nn.Module, group: ChannelGroup, candidate: Candidate) -> Changes:
+    """What has to change for the network to compute what it would without the channels; nothing is changed yet.
+
+    Args:
+        module: The network.
+        group: The group that loses channels.
+        candidate: What is left of it.
+    """
+    members = {member.layer: member for member in compensable(module, group)}
+    found = Changes()
+    for fitted in candidate.maps:
+        layer = cast(_ConvNd | nn.Linear, module.get_submodule(fitted.layer))
+        weight, shift = absorbed(layer, members[fitted.layer].index, fitted)
+        found.tensors.setdefault(fitted.layer, {})["weight"] = weight
+        if shift is None or fitted.shift is None:
+            continue
+        target = module.get_submodule(fitted.shift)
+        if isinstance(target, _BatchNorm):
+            mean = cast(Tensor, target.running_mean)
+            found.tensors.setdefault(fitted.shift, {})["running_mean"] = mean - shift.to(mean)
+        else:
+            bias = cast(Tensor, target.bias).detach()
+            found.tensors.setdefault(fitted.shift, {})["bias"] = bias + shift.to(bias)
+    gone = np.setdiff1d(np.arange(group.channels), candidate.kept)
+    for member in group.readers:
+        if member.layer not in members and member.dim is None:
+            found.cleared[member.layer] = torch.from_numpy(member.positions(gone))
+    return found
+
+
+@contextmanager
+def applied(module: nn.Module, change: Changes) -> Iterator[None]:
+    """The network with a candidate's changes, for as long as the context lasts."""
+    handles = []
+    with ExitStack() as stack:
+        for name, tensors in change.tensors.items():
+            stack.enter_context(_holding(module.get_submodule(name), tensors))
+        try:
+            for name, positions in change.cleared.items():
+                handles.append(module.get_submodule(name).register_forward_pre_hook(_clear(positions)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def called(layer: nn.Module, tensors: Mapping[str, Tensor], taken: Tensor) -> Tensor:
+    """What a layer would put out with other tensors; its hooks know nothing of it."""
+    with _holding(layer, tensors):
+        return cast(Tensor, layer.forward(taken))
+
+
+@contextmanager
+def _holding(layer: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for key, tensor in tensors.items():
+            store = cast(dict[str, Any], layer._parameters if key in layer._parameters else layer._buffers)
+            before.append((store, key, store[key]))
+            store[key] = nn.Parameter(tensor, requires_grad=False) if store is layer._parameters else tensor
+        yield
+    finally:
+        for store, key, value in before:
+            store[key] = value
+
+
+def _clear(positions: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (cleared(inputs[0], positions), *inputs[1:])
+
+    return hook
+
+
+def cleared(taken: Tensor, positions: Tensor) -> Tensor:
+    """A map with zeros in some channels; itself is left as it is."""
+    return taken.index_fill(1, positions.to(taken.device), 0)

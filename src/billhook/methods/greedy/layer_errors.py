@@ -1,0 +1,170 @@
+"""HBGS: how much the outputs of the layers next to a group suffer when it loses channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from billhook.compensation.moments import compensable
+from billhook.methods.greedy.candidates import Changes, called, cleared
+from billhook.methods.greedy.current import Current
+
+HELD = 1 << 29
+"""Bytes of original outputs that are held from round to round; more are computed anew."""
+
+Loss = tuple[float, float]
+"""An error now, and with the candidate."""
+
+
+class LayerErrors:
+    """Relative output errors of layers: current inputs against original outputs.
+
+    A group's error is that of the layers that read it, ``||h(x) - y||^2 / ||y||^2``, averaged over them: ``y`` is what
+    a reader put out in the original network, ``x`` what it takes in now, and ``h`` the reader as it is, or as it would
+    be with the candidate. Where a normalisation follows directly, the outputs are those behind it: it may have taken up a
+    constant. A reader without weights (a padded shortcut) is compared by what it takes in.
+
+    One pass of the current network answers for all candidates: each changes the readers of its own group alone, and
+    those see the same input whether it is carried out or not.
+
+    Args:
+        original: The network before anything was removed, on the same device.
+        current: The network as it is.
+        batches: Images to compare on; the same with each call.
+    """
+
+    power = 2
+    """Errors are ratios of squares."""
+
+    def __init__(self, original: nn.Module, current: Current, batches: Callable[[], Iterable[Tensor]]) -> None:
+        self.original, self.current, self.batches = original, current, batches
+        self._behind: dict[str, str] = {}
+        self._held: list[dict[str, Tensor]] | None = None
+        groups = current.grouping.groups
+        weighted = {name: [m.layer for m in compensable(original, group)] for name, group in groups.items()}
+        self._readers = {name: [m.layer for m in group.readers if m.dim is None] for name, group in groups.items()}
+        self._weighted = {layer for layers in weighted.values() for layer in layers}
+
+    @torch.no_grad()
+    def measure(self, candidates: Mapping[str, Changes]) -> dict[str, Loss]:
+        """Errors of candidates, by group: now, and with each of them."""
+        module = self.current.module
+        sums: dict[tuple[str, str], Tensor] = {}
+        wanted = {name: list(self._readers[name]) for name in candidates}
+        for number, batch in enumerate(self.batches()):
+            outputs = self._outputs(number, batch)
+            handles = []
+            try:
+                for name, layers in wanted.items():
+                    for layer in layers:
+                        if layer in outputs:
+                            hook = self._hook(sums, name, layer, candidates[name], outputs[layer])
+                            handles.append(module.get_submodule(layer).register_forward_pre_hook(hook))
+                _evaluated(module, batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        found = {}
+        for name in candidates:
+            ratios = [sums[name, layer] for layer in wanted[name] if (name, layer) in sums]
+            errors = [(part[:2] / part[2]) if part[2] > 0 else part[:2] * 0 for part in ratios]
+            mean = torch.stack(errors).mean(dim=0) if errors else torch.zeros(2)
+            found[name] = (float(mean[0]), float(mean[1]))
+        return found
+
+    def _hook(
+        self, sums: dict[tuple[str, str], Tensor], name: str, layer: str, change: Changes, target: Tensor
+    ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+            taken: Tensor = inputs[0]
+            now = self._output(layer, taken, {})
+            after = (
+                self._output(layer, taken, change.tensors)
+                if layer in self._weighted
+                else cleared(taken, change.cleared[layer])
+            )
+            squares = torch.stack([_square(now - target), _square(after - target), _square(target)])
+            sums[name, layer] = sums.get((name, layer), torch.zeros(3).double()) + squares.cpu()
+
+        return hook
+
+    def _output(self, layer: str, taken: Tensor, tensors: Mapping[str, dict[str, Tensor]]) -> Tensor:
+        if layer not in self._weighted:
+            return taken
+        module = self.current.module
+        output = called(module.get_submodule(layer), tensors.get(layer, {}), taken)
+        behind = self._behind.get(layer)
+        if behind is not None:
+            output = called(module.get_submodule(behind), tensors.get(behind, {}), output)
+        return output
+
+    # ------------------------------------------------------------------ the original network
+    def _outputs(self, number: int, batch: Tensor) -> dict[str, Tensor]:
+        """What the readers put out in the original network."""
+        if self._held is not None and number < len(self._held):
+            return self._held[number]
+        outputs = self._watch(batch)
+        if number == 0 and self._held is None:
+            self._held = []
+        if self._held is not None and number == len(self._held):
+            size = sum(t.numel() * t.element_size() for t in outputs.values())
+            if (number + 1) * size <= HELD:
+                self._held.append(outputs)
+        return outputs
+
+    def _watch(self, batch: Tensor) -> dict[str, Tensor]:
+        wrote: dict[str, tuple[Tensor, int]] = {}
+        outputs: dict[str, Tensor] = {}
+        handles = []
+
+        def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(part: nn.Module, inputs: Any, output: Tensor) -> None:
+                if name in self._weighted:
+                    wrote[name] = (output, output._version)
+                    outputs[name] = output.clone()
+                else:
+                    outputs[name] = inputs[0].clone()
+
+            return hook
+
+        def normalised(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(part: nn.Module, inputs: Any, output: Tensor) -> None:
+                for reader, (tensor, version) in wrote.items():
+                    # The same tensor, untouched since: nothing lies between.
+                    if inputs[0] is tensor and tensor._version == version:
+                        self._behind[reader] = name
+                        outputs[reader] = output.clone()
+
+            return hook
+
+        try:
+            for layer in dict.fromkeys(layer for layers in self._readers.values() for layer in layers):
+                handles.append(self.original.get_submodule(layer).register_forward_hook(after(layer)))
+            for name, part in self.original.named_modules():
+                if isinstance(part, _BatchNorm) and part.track_running_stats:
+                    handles.append(part.register_forward_hook(normalised(name)))
+            _evaluated(self.original, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return outputs
+
+
+def _square(tensor: Tensor) -> Tensor:
+    square: Tensor = torch.linalg.vector_norm(tensor.float()).double().square()
+    return square
+
+
+def _evaluated(module: nn.Module, batch: Tensor) -> Tensor:
+    """What a network puts out in eval mode; its flags come back as they were."""
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        output: Tensor = module.eval()(batch)
+        return output
+    finally:
+        for part, training in flags:
+            part.training = training

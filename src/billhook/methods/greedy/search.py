@@ -1,0 +1,384 @@
+"""HBGS and HBGTS: round after round, the group that suffers least loses a few channels, until all budgets are met."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from billhook.cost.budget import Budget
+from billhook.errors import Interrupted, RunError
+from billhook.methods.base import HistoryWriter, Outcome, Setting
+from billhook.methods.channel_choice import choose_channels
+from billhook.methods.channel_latency import MARGIN
+from billhook.methods.channel_run import ChannelRun
+from billhook.methods.greedy.candidates import Candidate, Candidates, Changes, changes
+from billhook.methods.greedy.config import HBGTS, FPOMPSearch, SearchConfig
+from billhook.methods.greedy.current import Current
+from billhook.methods.greedy.end_errors import EndErrors
+from billhook.methods.greedy.goals import END, Goals, allowed_counts, next_count
+from billhook.methods.greedy.layer_errors import LayerErrors, Loss
+from billhook.methods.greedy.plan import FORWARD, GreedyPlan
+from billhook.methods.greedy.uniform import in_macs, ranks, short_note, since
+from billhook.progress import Progress
+from billhook.training.checkpoint import Journal
+from billhook.training.interrupt import Interrupts
+
+FEWEST = 16
+"""Calibration images that a round looks at, whatever the run allows."""
+
+TINY = 1e-12
+
+
+class Errors(Protocol):
+    """What candidates cost."""
+
+    @property
+    def power(self) -> int:
+        """2 where errors are ratios of squares."""
+        ...
+
+    def measure(self, candidates: dict[str, Changes]) -> dict[str, Loss]:
+        """By group: the error now, and with the candidate."""
+        ...
+
+
+class SearchPlan(GreedyPlan):
+    """A feasible run that chooses a group in every round.
+
+    Args:
+        setting: What is asked, and where it runs.
+        config: Of the method.
+
+    Attributes:
+        rounds: About how many there will be.
+        calibration: Images that activations are measured on, each time.
+        selection: Images that candidates are compared on, each time.
+
+    Raises:
+        InputError: No channel can be removed.
+        InfeasibleError: The budget is below what must be left.
+        UsageError: A budget that the method cannot move.
+    """
+
+    config: SearchConfig
+
+    def __init__(self, setting: Setting, config: SearchConfig) -> None:
+        super().__init__(setting, config)
+        problem = setting.problem
+        self.at_end = isinstance(config, HBGTS | FPOMPSearch)
+        groups = self.limits.grouping.groups
+        self.counts = {
+            name: allowed_counts(group, config.round_to, config.least, config.branches)
+            for name, group in groups.items()
+        }
+        step, end = config.step, config.step_end
+        self.step_end = end if end is not None else max(1, step // 2) if step >= 1 else step / 2
+        self.goals = Goals([*self.limits.budgets, *self._latency()], self.cost, setting.dense)
+        self.rounds = max(1, self.goals.rounds(self.counts, step, self.step_end))
+        # A round looks at all groups after a while, and at about three of them otherwise.
+        looked = min(len(groups), len(groups) / config.stale + 3)
+        images = config.calibration + config.selection * self._passes(looked)
+        ratio = min(1.0, config.allowance * problem.images / (self.rounds * images * FORWARD))
+        most = len(problem.data.train)
+        self.calibration = min(most, max(FEWEST, int(ratio * config.calibration)))
+        self.selection = min(most, config.selection, max(FEWEST // 2, int(ratio * config.selection)))
+        self.expected = self.rounds * FORWARD * (self.calibration + self.selection * self._passes(looked))
+        if ratio < 1:
+            self.notes.append(
+                f"{config.method} measures on {self.calibration} images, and compares on {self.selection}, in each of "
+                f"about {self.rounds} rounds: {100 * config.allowance:g} % of the run's images allow no more"
+            )
+        self.steps = self.steps_without(self.expected)
+        every = config.finetune_every
+        self.finetunings = (self.rounds - 1) // every if every else 0
+        self.each = max(1, int(config.finetune_share * self.steps / self.finetunings)) if self.finetunings else 0
+        self.share = min(config.finetune_share, self.finetunings * self.each / self.steps)
+
+    def _passes(self, candidates: float) -> float:
+        """Passes of the whole network that comparing so many candidates comes to."""
+        return 1 + candidates / 2 if self.at_end else 2.0
+
+    def _latency(self) -> tuple[Budget, ...]:
+        """About what the latency asked for comes to in MACs; the search measures again at its end."""
+        limits, config = self.limits, self.config
+        scores = {
+            name: ranks(np.arange(group.channels).reshape(group.sections, -1), group)
+            for name, group in limits.grouping.groups.items()
+        }
+        return in_macs(
+            self,
+            lambda more: choose_channels(
+                scores, limits.grouping, limits.cost, [*limits.budgets, *more], self.setting.dense, scope="uniform",
+                round_to=config.round_to, least=config.least, branches=config.branches,
+            ),
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ the run
+    def run(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        journal: Journal,
+        progress: Progress,
+        on_history: HistoryWriter,
+    ) -> Outcome:
+        """Search, remove, fine-tune; continues from the journal. ``module`` is left behind."""
+        run = ChannelRun(self.setting, teacher, journal, progress, on_history)
+        search = _Search(self, run)
+        search.run()
+        line = {"round": search.state.round, "search_seconds": round(search.state.seconds, 3)}
+        small = self.finish(run, search.current, line)
+        searched = run.seconds
+        self.steps = max(1, self.steps_without(search.state.images) - search.state.steps)
+        run.train(small, "prune", self.steps)
+        self.share = searched / run.seconds if run.seconds else 0.0
+        self.steps += search.state.steps
+        return run.outcome(small)
+
+    def errors(self, current: Current) -> Errors:
+        """How candidates are compared."""
+        setting, config = self.setting, self.config
+        images = self.images(self.selection, 2)
+        if isinstance(config, HBGTS | FPOMPSearch):
+            kept = setting.problem.data.kept
+            labelled = self.labelled(images)
+            return EndErrors(self.original(), current, labelled, tap=config.tap, head=setting.head, kept=kept)
+        return LayerErrors(self.original(), current, self.bare(images))
+
+    def milliseconds(self, current: Current) -> float:
+        """Of the network as it is."""
+        return self.limits.clock.without(self.setting.network.module, self.setting, current.kept)
+
+
+@dataclass
+class _State:
+    """Counters of a search."""
+
+    round: int = 0
+    refreshed: int = 0
+    images: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+    macs: float | None = None
+
+
+class _Search:
+    def __init__(self, plan: SearchPlan, run: ChannelRun) -> None:
+        self.plan, self.run_, self.config = plan, run, plan.config
+        self.setting = plan.setting
+        self.current = plan.current()
+        self.candidates: Candidates = plan.candidates(self.current, plan.calibration)
+        self.errors = plan.errors(self.current)
+        self.goals = plan.goals
+        self.state = _State()
+        self.cache: dict[str, tuple[Candidate, Loss]] = {}
+        self.short = False
+        self._restore()
+
+    # ------------------------------------------------------------------ rounds
+    def run(self) -> None:
+        """Rounds until every budget is met."""
+        started, last = perf_counter() - self.state.seconds, -math.inf
+        config, state, room = self.config, self.state, self.setting.room
+        if self.goals.met(self.current.numbers):
+            self._tighten()
+        with (
+            Interrupts() as interrupts,
+            self.run_.progress.bar("search", 100, int(100 * self.goals.gone(self.current.numbers))) as bar,
+        ):
+            while not self.goals.met(self.current.numbers):
+                fresh = not self.cache
+                if fresh:
+                    self.candidates.changed()  # so that a resumed run knows as much as this one
+                if fresh and perf_counter() - last > 20 and room.world == 1:
+                    self._save()
+                    last = perf_counter()
+                before = self.goals.gone(self.current.numbers)
+                self._round()
+                bar.advance(100 * (self.goals.gone(self.current.numbers) - before))
+                state.seconds = perf_counter() - started
+                if config.finetune_every and state.round % config.finetune_every == 0:
+                    self._finetune()
+                if state.round - state.refreshed >= config.stale:
+                    self.cache.clear()
+                    self.candidates.changed()
+                    state.refreshed = state.round
+                if self.goals.met(self.current.numbers):
+                    self._tighten()
+                if room.any(interrupts.pending is not None):
+                    number = interrupts.pending or 15
+                    if not self.cache:
+                        self._save()  # else rounds since the last save are done again
+                    raise Interrupted(
+                        f"{'interrupted' if number == 2 else 'terminated'} after round {state.round} of the search",
+                        "continue with --resume",
+                        signal_number=number,
+                    )
+        if self.short:
+            self.plan.notes.append(short_note(1, self.plan.calibration))
+
+    def _round(self) -> None:
+        started = perf_counter()
+        current, state = self.current, self.state
+        self._look()
+        numbers = current.numbers
+        name, score = "", math.inf
+        for other in self.cache:
+            worth = self._worth(other, numbers)
+            if worth < score or not name:
+                name, score = other, worth
+        if not name:
+            raise RunError("no channel is left that could go, and a budget is not met", "lower least or round_to")
+        candidate, loss = self.cache[name]
+        least = self._least(name, candidate, numbers)
+        if least != len(candidate.kept):
+            candidate = self.candidates.propose({name: least})[name]
+            state.images += FORWARD * self.plan.calibration * self.candidates.looks
+        self.short |= candidate.short
+        near = current.remove(name, candidate.kept, candidate.maps)
+        for other in near:
+            self.cache.pop(other, None)
+        self.candidates.changed(near, own=name)
+        state.round += 1
+        totals = self.plan.cost.totals({group: len(kept) for group, kept in current.kept.items()})
+        self._write(
+            {
+                "event": "round",
+                "round": state.round,
+                "group": name,
+                "kept": len(candidate.kept),
+                "of": current.grouping.groups[name].channels,
+                "error": _short(self._error(loss)),
+                "errors": {group: _short(self._error(found)) for group, (_, found) in self.cache.items()}
+                | {name: _short(self._error(loss))},
+            }
+            | {key: int(totals[key]) for key in ("params", "macs", "channels")}
+            | {"images": round(state.images), "round_seconds": since(started)},
+            self.run_.seconds + perf_counter() - started,
+        )
+
+    def _look(self) -> None:
+        """Propose and compare what is not in the cache."""
+        plan, current = self.plan, self.current
+        numbers = current.numbers
+        step = self.config.step if self.goals.gone(numbers) < END else plan.step_end
+        wanted = {}
+        for name, kept in current.kept.items():
+            count = next_count(plan.counts[name], len(kept), step)
+            if count is not None and name not in self.cache:
+                wanted[name] = count
+        if not wanted:
+            return
+        proposed = self.candidates.propose(wanted)
+        found = self._measure(proposed)
+        self.cache |= {name: (proposed[name], found[name]) for name in wanted}
+        self.state.images += FORWARD * plan.selection * plan._passes(len(wanted))
+        self.state.images += FORWARD * plan.calibration * self.candidates.looks
+
+    def _measure(self, proposed: dict[str, Candidate]) -> dict[str, Loss]:
+        """Errors of all candidates, each process its share of them."""
+        room, groups = self.setting.room, self.current.grouping.groups
+        names = list(proposed)
+        mine = names[room.rank :: room.world]
+        found = self.errors.measure(
+            {name: changes(self.current.module, groups[name], proposed[name]) for name in mine}
+        ) if mine else {}  # fmt: skip
+        table = torch.zeros(len(names), 2, dtype=torch.float64)
+        for name, loss in found.items():
+            table[names.index(name)] = torch.tensor(loss, dtype=torch.float64)
+        table = room.sum(table.to(room.device)).cpu()
+        if not bool(torch.isfinite(table).all()):
+            raise RunError("the error of a candidate is not finite", "look at the weights, and lower --lr")
+        return {name: (float(now), float(after)) for name, (now, after) in zip(names, table.tolist(), strict=True)}
+
+    def _worth(self, name: str, numbers: NDArray[np.int64]) -> float:
+        """What a candidate costs; the smallest is taken."""
+        candidate, (now, after) = self.cache[name]
+        if self.config.weigh == "error":
+            return after
+        kept = numbers.copy()
+        kept[self.plan.cost.index[name]] = len(candidate.kept)
+        # What rounding, or luck, makes better costs next to nothing; what saves nothing comes last.
+        return max(after - now, TINY) / max(self.goals.saved(numbers, kept), TINY)
+
+    def _error(self, loss: Loss) -> float:
+        return math.sqrt(loss[1]) if self.errors.power == 2 else loss[1]
+
+    def _least(self, name: str, candidate: Candidate, numbers: NDArray[np.int64]) -> int:
+        """How many channels a group keeps when no more go than the budgets still ask for."""
+        kept = numbers.copy()
+        place = self.plan.cost.index[name]
+        for count in self.plan.counts[name]:
+            if len(candidate.kept) <= count < numbers[place]:
+                kept[place] = count
+                if self.goals.met(kept):
+                    return count
+        return len(candidate.kept)
+
+    def _tighten(self) -> None:
+        """Ask for fewer MACs when the network is too slow yet."""
+        limits, plan, state = self.plan.limits, self.plan, self.state
+        if not limits.clocked:
+            return
+        bound = min(limits.clock.bound(budget) for budget in limits.clocked)
+        measured = plan.milliseconds(self.current)
+        if measured <= bound:
+            return
+        totals = plan.cost.totals({name: len(kept) for name, kept in self.current.kept.items()})
+        state.macs = max(1.0, math.floor(totals["macs"] * min(0.97, MARGIN * bound / measured)))
+        self._ask()
+
+    def _ask(self) -> None:
+        more = () if self.state.macs is None else (Budget("macs", self.state.macs, "count"),)
+        self.goals = Goals([*self.plan.limits.budgets, *more], self.plan.cost, self.setting.dense)
+
+    # ------------------------------------------------------------------ fine-tuning
+    def _finetune(self) -> None:
+        plan, state = self.plan, self.state
+        number = state.round // self.config.finetune_every
+        if not plan.each or number > plan.finetunings or self.goals.met(self.current.numbers):
+            return
+        small = self.current.small()
+        self.run_.train(small, f"round-{number}", plan.each, recipe=plan.recipe())
+        self.current.take_back(small)
+        state.steps += plan.each
+        self.cache.clear()
+        self.candidates.changed()
+        state.refreshed = state.round
+
+    # ------------------------------------------------------------------ history and state
+    def _write(self, line: dict[str, Any], seconds: float) -> None:
+        run = self.run_
+        run.history.append({"phase": "prune", "step": 0, "epoch": 0.0} | line | {"seconds": round(seconds, 3)})
+        run.progress.line(run.history[-1])
+        if self.setting.room.is_main:
+            run.on_history(run.history)
+
+    def _save(self) -> None:
+        kept = {name: channels.tolist() for name, channels in self.current.kept.items()}
+        meta = {"state": vars(self.state), "kept": kept, "history": self.run_.history, "short": self.short}
+        self.run_.journal.save("search", self.current.tensors(), json.loads(json.dumps(meta)))
+
+    def _restore(self) -> None:
+        saved = self.run_.journal.load("search")
+        if saved is None:
+            return
+        tensors, meta = saved
+        self.state = _State(**meta["state"])
+        self.current.restore(meta["kept"], tensors)
+        self.run_.history = meta["history"]
+        self.short = meta["short"]
+        if self.state.macs is not None:
+            self._ask()
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
