@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ FILES = (
     HISTORY,
     REPORT_DATA,
     "report.html",
+    "gates.safetensors",
     "packed.safetensors",
     "model.onnx",
     "model.pt2",
@@ -69,12 +70,14 @@ class Contents:
         patterns: How the masked weights are stored.
         recipe: ``recipe.yaml``.
         report_data: ``report_data.npz``.
+        more: Further safetensors files of the method: tensors and metadata, by name.
     """
 
     described: dict[str, Any]
     patterns: dict[str, PatternInfo]
     recipe: str
     report_data: dict[str, NDArray[Any]]
+    more: dict[str, tuple[dict[str, NDArray[Any]], dict[str, str]]] = field(default_factory=dict)
 
 
 def state_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:

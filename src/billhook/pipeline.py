@@ -143,6 +143,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
         patterns=patterns,
         recipe=run.recipe_yaml,
         report_data=proof.report_data,
+        more=outcome.files,
     )
     result = Result(proof.delivered, summary, control.history + outcome.history, files)
     if place.directory is not None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from billhook import artifact
 from billhook.errors import InputError, RunError
+from billhook.formats import write_safetensors
 from billhook.methods.base import HistoryWriter
 
 MAY_CHANGE = ("lr", "clip")
@@ -117,6 +118,8 @@ class RunDirectory:
         artifact.write_atomically(place / artifact.RECIPE, files.recipe.encode())
         artifact.write_history(place / artifact.HISTORY, history)
         artifact.write_arrays(place / artifact.REPORT_DATA, files.report_data)
+        for name, (tensors, metadata) in files.more.items():
+            write_safetensors(place / name, tensors, metadata)
         artifact.write_json(place / artifact.SUMMARY, summary)
         write_report(place)
         if self.partial is not None and self.partial.is_dir():

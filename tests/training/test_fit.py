@@ -17,6 +17,7 @@ from billhook.training.distil import distillation_loss
 from billhook.training.loop import Task, fit
 from billhook.training.masked import MaskedWeights
 from billhook.training.optim import learning_rate, make_optimizer
+from billhook.training.plugin import Plugin
 from billhook.training.precision import cpu_has_fast_bf16
 
 from .small import TinyNet, data, preprocess, room, same_state, seeded
@@ -42,7 +43,7 @@ def task(net, *, steps=STEPS, config=CONFIG, transform=None, **more):
     )
 
 
-class Masks:
+class Masks(Plugin):
     """A plugin as small as can be: one mask chosen at step 0, another at step 4, frozen at step 7."""
 
     def __init__(self, net: nn.Module, interrupt_at: int | None = None) -> None:

@@ -34,6 +34,9 @@ def prune(
     epochs: common.Epochs = None,
     control: Annotated[str | None, typer.Option("--control", help="run, none, or a run directory.")] = None,
     head: Annotated[str | None, typer.Option("--head", help="slice or full.")] = None,
+    transfer_from: Annotated[
+        str | None, typer.Option("--transfer-from", help="Run directory whose gates decide (chipnet).")
+    ] = None,
     limit_train: common.LimitTrain = None,
     images_per_class: common.PerClass = None,
     batch_size: common.BatchSize = None,
@@ -84,6 +87,7 @@ def prune(
     content.update({key: value for key, value in plain.items() if value is not None})
     if method is not None and opened_section(content.get("method"), "method").get("name") != method:
         content["method"] = {"name": method}
+    _override(content, "method", {"transfer_from": transfer_from})
     apply_settings(content, settings or [])
     recipe = make_recipe(content)
     if dry_run:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ class Outcome:
         masks: Boolean, by parameter name, in the parameters' shapes.
         patterns: How to store the masked weights.
         history: One line per epoch and per mask update.
+        files: Further files for the run directory: tensors and metadata, by name.
     """
 
     module: nn.Module
@@ -54,6 +56,7 @@ class Outcome:
     masks: dict[str, Tensor] = field(default_factory=dict)
     patterns: dict[str, PatternInfo] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, tuple[dict[str, NDArray[Any]], dict[str, str]]] = field(default_factory=dict)
 
 
 class Plan(Protocol):

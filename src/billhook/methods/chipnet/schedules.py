@@ -58,11 +58,19 @@ class ChipNet(BaseModel):
     round_to: int = Field(1, ge=1, description="kept channels are a multiple of it (group)")
     least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays (group)")
     branches: bool = Field(True, description="the inside of a residual branch may go entirely")
+    distil: bool = Field(True, description="distil from the dense network when the smaller one is fine-tuned")
+    distil_gates: bool = Field(True, description="and while gates are learnt (ours)")
+    transfer_from: str | None = Field(
+        None, description="run directory whose gates decide instead of gates learnt here (mask transfer)"
+    )
+    scratch: bool = Field(False, description="with transfer_from: begin with random weights, as published")
 
     @model_validator(mode="after")
     def _check(self) -> ChipNet:
         if self.coupling == "independent" and (self.round_to > 1 or self.least > 0 or not self.branches):
             raise ValueError("round_to, least and branches are for coupled gates: choose the coupling group")
+        if self.scratch and self.transfer_from is None:
+            raise ValueError("scratch is for gates of another run: name it as transfer_from")
         for name in ("beta", "gamma", "steepness"):
             if getattr(self, name) > getattr(self, f"{name}_most"):
                 raise ValueError(f"{name} begins above {name}_most")

@@ -1,0 +1,231 @@
+"""ChipNet from a budget to a smaller network: learn gates, make them hard, cut, fine-tune; or take another's gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from billhook.cost.budget import Budget
+from billhook.errors import InputError
+from billhook.methods.base import HistoryWriter, Outcome, Setting
+from billhook.methods.channel_choice import choose_channels
+from billhook.methods.channel_latency import Kept
+from billhook.methods.channel_pruning import ChannelLimits
+from billhook.methods.channel_run import ChannelRun
+from billhook.methods.chipnet.file import FILE, SavedGates, read_gates
+from billhook.methods.chipnet.gates import Gates
+from billhook.methods.chipnet.learning import GateLearning, Named
+from billhook.methods.chipnet.losses import BudgetLoss
+from billhook.methods.chipnet.places import lay_out
+from billhook.methods.chipnet.schedules import ChipNet, gate_rate
+from billhook.methods.chipnet.soft_cost import SoftCost
+from billhook.methods.chipnet.threshold import Choice, harden
+from billhook.models import place
+from billhook.progress import Progress
+from billhook.surgery import plan_channels
+from billhook.surgery.channel_cost import QUANTITIES
+from billhook.training.checkpoint import Journal
+from billhook.training.config import TrainConfig
+
+
+class ChipNetPlan:
+    """A feasible run of ChipNet.
+
+    Raises:
+        InputError: No channel can be gated; the gates to be taken are missing, damaged or another network's.
+        InfeasibleError: The budget is below what must be left.
+        UsageError: A budget that the method cannot move.
+    """
+
+    def __init__(self, setting: Setting, config: ChipNet) -> None:
+        problem = setting.problem
+        self.setting, self.config = setting, config
+        self.limits = ChannelLimits(setting, problem.budgets, config)
+        self.left_dense = self.limits.left_dense
+        self.limits.check()
+        self.feasible = self.limits.feasibility()
+        if self.limits.clocked:
+            setting.dense["latency_ms"] = self.limits.clock.dense_ms
+        self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling)
+        self.given = self._given()
+        if config.coupling == "independent":
+            # The floor of gates of their own depends on which are the best: refused here where no gates could do it.
+            self._choose(self._level, self._budgets)
+        images = 0 if self.given is not None else config.share * problem.images
+        self.gate_steps = int(images / config.batch_size)
+        left = (problem.images - self.gate_steps * config.batch_size) / max(1, problem.images)
+        self.fine_steps = max(1, int(left * problem.steps))
+        # In steps of the run's own batch size, which is what the time estimate knows of.
+        early = self.gate_steps * config.batch_size / problem.train.batch_size
+        self.steps = max(1, round(early) + self.fine_steps)
+        self.share = early / self.steps
+        self.distil = problem.train.distil if problem.train.distil is not None else config.distil
+        self.notes = self._notes()
+
+    @property
+    def _level(self) -> Named:
+        return {vector.name: np.zeros(vector.channels) for vector in self.layout.vectors}
+
+    def _given(self) -> SavedGates | None:
+        """The gates of another run, checked against this network."""
+        directory = self.config.transfer_from
+        if directory is None:
+            return None
+        saved = read_gates(directory)
+        try:
+            self.layout.join(saved.psi)
+        except ValueError as error:
+            raise InputError(
+                f"the gates of {directory} do not fit {self.setting.network.spec}: {error}",
+                f"gates go to the same architecture with the same coupling (theirs: {saved.coupling})",
+            ) from error
+        return saved
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.given is None and self.gate_steps < 100:
+            notes.append(f"gates are learnt in {self.gate_steps} steps: expect little; more --epochs or images")
+        if self.given is not None:
+            source = "random weights" if self.config.scratch else "the network's own weights"
+            notes.append(f"the gates of {self.config.transfer_from} decide which channels stay, over {source}")
+        return notes
+
+    # ------------------------------------------------------------------ choices
+    @cached_property
+    def _budgets(self) -> tuple[Budget, ...]:
+        """What gates are learnt for: a latency is stood in for by the MACs that it comes to for a uniform network."""
+        limits, config = self.limits, self.config
+
+        def uniform(more: Sequence[Budget]) -> Kept:
+            return choose_channels(
+                {name: np.arange(group.channels, dtype=np.float64) for name, group in limits.grouping.groups.items()},
+                limits.grouping,
+                limits.cost,
+                [*limits.budgets, *more],
+                self.setting.dense,
+                scope="uniform",
+                round_to=config.round_to,
+                least=config.least,
+                branches=config.branches,
+            )
+
+        return (*limits.budgets, *limits.in_macs(uniform, self.setting, limits.cost))
+
+    def _choose(self, psi: Named, budgets: Sequence[Budget]) -> Choice:
+        config = self.config
+        return harden(
+            psi,
+            self.layout,
+            self.limits.cost,
+            budgets,
+            self.setting.dense,
+            round_to=config.round_to,
+            least=config.least,
+            branches=config.branches,
+        )
+
+    def _final(self, psi: Named) -> Choice:
+        """The choice that is carried out; a latency is measured."""
+        limits = self.limits
+        if not limits.clocked:
+            return self._choose(psi, self._budgets)
+
+        def kept(more: Sequence[Budget]) -> Kept:
+            return self._choose(psi, [*limits.budgets, *more]).kept
+
+        return self._choose(psi, [*limits.budgets, *limits.in_macs(kept, self.setting, limits.cost)])
+
+    # ------------------------------------------------------------------ the run
+    def run(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        journal: Journal,
+        progress: Progress,
+        on_history: HistoryWriter,
+    ) -> Outcome:
+        """Learn gates (or take them), cut, fine-tune; continues from the journal. ``module`` is left behind."""
+        run = ChannelRun(self.setting, teacher, journal, progress, on_history)
+        if self.given is not None:
+            psi: Named = self.given.psi
+            beta, gamma = self.given.beta, self.given.gamma
+            if self.config.scratch:
+                _begin_again(module, self.setting.problem.seed)
+        else:
+            psi, beta, gamma = self._learn(run, module)
+        choice = self._final(psi)
+        plan = plan_channels(module, self.layout.grouping, choice.kept, choice.own)
+        small = run.remove(module, plan)
+        totals = SoftCost(self.limits.cost, self.layout).hard(choice.mask)
+        counted = {name: int(totals[QUANTITIES.index(name)]) for name in ("params", "macs", "channels")}
+        run.record({"phase": "prune", "event": "channels", "round": 1, "step": 0, "epoch": 0.0} | counted)
+        run.train(small, "prune", self.fine_steps)
+        outcome = run.outcome(small)
+        saved = SavedGates(
+            {name: np.asarray(values, dtype=np.float32) for name, values in psi.items()},
+            {name: np.asarray(part, dtype=bool) for name, part in self.layout.split(choice.mask).items()},
+            self.config.coupling,
+            beta,
+            gamma,
+            choice.threshold,
+        )
+        outcome.files[FILE] = saved.content()
+        return outcome
+
+    def _learn(self, run: ChannelRun, module: nn.Module) -> tuple[Named, float, float]:
+        """The gates; the module ends with the weights of the best hard network, and without gates on it."""
+        setting, config = self.setting, self.config
+        problem, room = setting.problem, setting.room
+        place(module, room.device, problem.train.channels_last)
+        gates = Gates(
+            self.layout, beta=config.beta, gamma=config.gamma, initialise=config.initialise, seed=problem.seed
+        ).to(room.device)
+        gates.attach(module)
+        loss = BudgetLoss(SoftCost(self.limits.cost, self.layout), self._budgets, setting.dense)
+        steps = max(1, self.gate_steps)
+        learning = GateLearning(
+            module,
+            gates,
+            loss,
+            lambda psi: self._choose(psi, self._budgets),
+            config,
+            problem,
+            room,
+            steps,
+            gate_rate(config, steps),
+        )
+        run.train(module, "gates", steps, recipe=self._recipe(), plugin=learning, distil=config.distil_gates)
+        learning.restore()
+        gates.detach(module)
+        return gates.named(), float(gates.beta), float(gates.gamma)
+
+    def _recipe(self) -> TrainConfig:
+        """AdamW at a constant rate on the weights, as published; hints would hold on to channels that are to go."""
+        config = self.config
+        changes: dict[str, Any] = {
+            "optimizer": "adamw",
+            "lr": config.lr,
+            "weight_decay": config.weight_decay,
+            "batch_size": config.batch_size,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "ema": None,
+            "recalibrate": 0,
+            "distil_features": 0.0,
+        }
+        return self.setting.problem.train.model_copy(update=changes)
+
+
+def _begin_again(module: nn.Module, seed: int) -> None:
+    """Random weights, as every layer's own initialisation draws them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        for part in module.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
