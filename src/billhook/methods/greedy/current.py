@@ -30,16 +30,23 @@ class Current:
         channels_last: Its memory layout.
 
     Attributes:
-        module: The network as it is now.
         kept: What is left of each group.
     """
 
     def __init__(self, dense: nn.Module, grouping: Grouping, device: torch.device, channels_last: bool = True) -> None:
         self.dense, self.grouping = dense, grouping
         self._device, self._layout = device, channels_last
-        self.module = place(copy.deepcopy(dense), device, channels_last)
+        self._module = place(copy.deepcopy(dense), device, channels_last)
+        self._bare = False
         self.kept: Kept = {name: np.arange(group.channels) for name, group in grouping.groups.items()}
         self._near = _neighbours(grouping)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network as it is now."""
+        if self._bare:
+            self._module, self._bare = mask_channels(self._module, self.plan()), False
+        return self._module
 
     @property
     def numbers(self) -> NDArray[np.int64]:
@@ -56,9 +63,9 @@ class Current:
         Returns:
             Groups with a layer that changed: its own, and all that share a layer with it.
         """
-        absorb(self.module, self.grouping.groups[group], maps)
+        absorb(self._module, self.grouping.groups[group], maps)
         self.kept[group] = np.sort(kept)
-        self.module = mask_channels(self.module, self.plan())
+        self._bare = True  # zeros are put in when somebody looks
         return self._near[group]
 
     def small(self) -> nn.Module:
@@ -68,7 +75,7 @@ class Current:
     def take_back(self, small: nn.Module) -> None:
         """Continue with the weights of a smaller network that was trained."""
         trained = expand_channels(small, self.module, self.plan())
-        self.module = place(trained, self._device, self._layout)
+        self._module = place(trained, self._device, self._layout)
 
     # ------------------------------------------------------------------ state
     def tensors(self) -> dict[str, Tensor]:
@@ -80,7 +87,7 @@ class Current:
         self.kept = {name: np.asarray(kept[name], dtype=np.int64) for name in self.grouping.groups}
         masked = mask_channels(self.dense, self.plan())
         masked.load_state_dict(dict(tensors))
-        self.module = place(masked, self._device, self._layout)
+        self._module, self._bare = place(masked, self._device, self._layout), False
 
 
 def _neighbours(grouping: Grouping) -> dict[str, set[str]]:

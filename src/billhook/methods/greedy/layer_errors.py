@@ -25,8 +25,8 @@ class LayerErrors:
 
     A group's error is that of the layers that read it, ``||h(x) - y||^2 / ||y||^2``, averaged over them: ``y`` is what
     a reader put out in the original network, ``x`` what it takes in now, and ``h`` the reader as it is, or as it would
-    be with the candidate. Where a normalisation follows directly, the outputs are those behind it: it may have taken up a
-    constant. A reader without weights (a padded shortcut) is compared by what it takes in.
+    be with the candidate. Where a normalisation follows directly, the outputs are those behind it: it may have taken
+    up a constant. A reader without weights (a padded shortcut) is compared by what it takes in.
 
     One pass of the current network answers for all candidates: each changes the readers of its own group alone, and
     those see the same input whether it is carried out or not.

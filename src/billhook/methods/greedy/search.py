@@ -34,6 +34,9 @@ from billhook.training.interrupt import Interrupts
 FEWEST = 16
 """Calibration images that a round looks at, whatever the run allows."""
 
+SAVE_EVERY = 20.0
+"""Seconds between two saves of the search."""
+
 TINY = 1e-12
 
 
@@ -198,7 +201,7 @@ class _Search:
                 fresh = not self.cache
                 if fresh:
                     self.candidates.changed()  # so that a resumed run knows as much as this one
-                if fresh and perf_counter() - last > 20 and room.world == 1:
+                if fresh and perf_counter() - last > SAVE_EVERY and room.world == 1:
                     self._save()
                     last = perf_counter()
                 before = self.goals.gone(self.current.numbers)

@@ -1,0 +1,210 @@
+"""Whole runs of the greedy methods on tiny networks: budgets, images paid for, kept classes, resuming."""
+
+import copy
+
+import pytest
+import torch
+
+from billhook import artifact
+from billhook.errors import InfeasibleError, Interrupted
+from billhook.methods.greedy import GREEDY_PLANS
+from billhook.methods.greedy.candidates import Candidates
+from billhook.methods.greedy.search import _Search
+from billhook.progress import Progress
+from billhook.training.checkpoint import Journal
+
+from .problems import NETWORKS, carry_out, ready
+
+SEARCHES = ("hbgs", "hbgts", "fp-omp-search")
+
+
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [
+        *((method, network) for method in ("fp-backward", "hbgts") for network in sorted(NETWORKS)),
+        *((method, network) for method in ("fp-omp", "lrf", "hbgs") for network in ("ragged", "resnet20")),
+    ],
+)
+def test_conformance(method, network):
+    size = 32 if network == "mobilenet_v2" else 8
+    fields = {"step": 0.5, "selection": 8, "stale": 50} if method in SEARCHES else {}
+    done = carry_out(
+        ready(network, method, "params<=50%", size=size, keep=[0, 2], calibration=8, finetune_every=0, **fields)
+    )
+    assert done.cost.params <= 0.5 * done.prepared.setting.dense["params"]
+    assert done.cost.params == sum(parameter.numel() for parameter in done.small.parameters())
+    masked = artifact.deliverable(done.outcome.masked)
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = masked(images), done.full(images)
+    assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
+    assert len(done.outcome.channels) == 1
+
+
+@pytest.mark.parametrize(
+    "budget",
+    ["params<=40%", "macs<=40%", "channels<=50%", "volume<=50%", "bytes<=45%", "sparsity>=60%", "effective_macs<=40%"],
+)
+@pytest.mark.parametrize("method", ["fp-backward", "hbgs", "hbgts"])
+def test_every_quantity_ends_at_its_bound(method, budget):
+    """At or below, and within 1 % or one channel of one group."""
+    fields = {"step": 3, "selection": 8} if method in SEARCHES else {}
+    other = "macs<=90%" if "params" in budget else "params<=90%"
+    done = carry_out(ready("tiny", method, [budget, other], calibration=8, **fields))
+    plan = done.prepared.plan
+    quantity = "params" if "sparsity" in budget else budget.split("<=")[0]
+    dense = done.prepared.setting.dense[quantity]
+    share = float(budget.split("=")[1][:-1]) / 100
+    bound = dense * (1 - share if "sparsity" in budget else share)
+    found = done.bytes if quantity == "bytes" else done.cost.totals()[quantity]
+    assert found <= bound
+    cost, kept = plan.cost, dict.fromkeys(plan.cost.names, 0)
+    for name, group in plan.limits.grouping.groups.items():
+        layer = next(member for member in group.members if member.side == "out").layer
+        kept[name] = done.full.get_submodule(layer).weight.shape[0]
+    totals = cost.totals(kept)
+    larger = max(cost.totals(kept | {name: min(kept[name] + 1, int(cost.channels[i]))})[quantity]
+                 for i, name in enumerate(cost.names))  # fmt: skip
+    assert bound - found <= max(0.011 * bound, larger - totals[quantity])
+
+
+def test_a_search_chooses_and_fine_tunes_in_rounds():
+    done = carry_out(
+        ready("tiny", "hbgs", "params<=40%", epochs=20.0, finetune_every=3, calibration=8, selection=8, step=2)
+    )
+    rounds = [line for line in done.outcome.history if line["event"] == "round"]
+    assert [line["round"] for line in rounds] == list(range(1, len(rounds) + 1))
+    assert all(line["error"] == line["errors"][line["group"]] for line in rounds)
+    assert [line["params"] for line in rounds] == sorted((line["params"] for line in rounds), reverse=True)
+    phases = [line["phase"] for line in done.outcome.history if line["event"] == "epoch"]
+    assert {"round-1", "prune"} <= set(phases)
+    seconds = [line["seconds"] for line in done.outcome.history]
+    assert seconds == sorted(seconds)
+    assert 0 < done.prepared.plan.share < 1
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_measuring_is_paid_for(method):
+    prepared = ready("tiny", method, "params<=40%", epochs=60.0, calibration=16, selection=12, finetune_share=0.2)
+    problem, plan = prepared.setting.problem, prepared.plan
+    planned = plan.steps
+    done = carry_out(prepared)
+    used = [line["images"] for line in done.outcome.history if line["event"] == "round"][-1]
+    assert used > 0
+    assert plan.steps == pytest.approx((1 - used / problem.images) * problem.steps, abs=2)
+    assert abs(plan.steps - planned) <= 0.25 * problem.steps
+
+
+def test_calibration_shrinks_to_what_the_run_allows():
+    little = ready("tiny", "hbgs", "params<=40%", epochs=8.0).plan
+    plenty = ready("tiny", "hbgs", "params<=40%", epochs=2000.0).plan
+    assert little.calibration < plenty.calibration == 43
+    assert any("allow" in note for note in little.notes)
+    assert not plenty.notes
+
+
+@pytest.mark.parametrize("method", ["fp-backward", "hbgs", "hbgts"])
+def test_only_kept_classes_are_looked_at(method):
+    plan = ready("tiny", method, "params<=60%", keep=[1, 3], epochs=100.0).plan
+    for draw in (1, 2):
+        assert set(plan.images(20, draw).labels.tolist()) == {1, 3}
+
+
+def test_too_few_images_are_said():
+    done = carry_out(ready("tiny", "fp-backward", "params<=60%", epochs=1.0, calibration=2, score="activations"))
+    assert all("samples" not in note for note in done.prepared.plan.notes)  # 2 images of 64 places are plenty
+    done = carry_out(ready("tinycnn", "fp-backward", "params<=30%", epochs=1.0, calibration=2))
+    assert any("samples" in note for note in done.prepared.plan.notes)
+
+
+@pytest.mark.parametrize("method", sorted(GREEDY_PLANS))
+def test_out_of_reach(method):
+    with pytest.raises(InfeasibleError, match="cannot be reached"):
+        ready("tiny", method, "params<=1%")
+    with pytest.raises(InfeasibleError):
+        ready("tiny", method, "params<=40%", least=0.9)
+
+
+def test_a_candidate_waits_no_longer_than_it_may(monkeypatch):
+    proposed = []
+    real = Candidates.propose
+
+    def counting(self, wanted):
+        proposed.append(set(wanted))
+        return real(self, wanted)
+
+    monkeypatch.setattr(Candidates, "propose", counting)
+
+    def run(stale):
+        proposed.clear()
+        fields = {"calibration": 8, "selection": 8, "step": 2, "finetune_every": 0, "stale": stale}
+        carry_out(ready("ragged", "hbgs", "params<=75%", epochs=4.0, **fields))
+        return list(proposed)
+
+    groups = {"first", "a", "b", "c"}
+    assert all(wanted == groups for wanted in run(1) if len(wanted) > 1)
+    seldom = run(100)
+    assert seldom[0] == groups
+    # Its neighbours share a layer with the one that was chosen, and nobody else.
+    assert sum(wanted == groups for wanted in seldom) == 1
+    assert all(len(wanted) < 4 for wanted in seldom[1:])
+    some = [wanted == groups for wanted in run(3)]
+    assert some[0]
+    assert sum(some) > 1
+    assert not all(some)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["hbgs", "hbgts"])
+def test_a_killed_run_goes_on(method, tmp_path, monkeypatch):
+    fields = {"epochs": 12.0, "calibration": 8, "selection": 8, "step": 2, "finetune_every": 3, "stale": 2}
+
+    def prepared():
+        return ready("tiny", method, "params<=40%", **fields)
+
+    whole = carry_out(prepared())
+    rounds = sum(line["event"] == "round" for line in whole.outcome.history)
+    assert rounds > 6
+    monkeypatch.setattr("billhook.methods.greedy.search.SAVE_EVERY", 0.0)
+    real = _Search._round
+
+    for stop in (2, 5, rounds - 1):
+        once = prepared()
+        module = copy.deepcopy(once.setting.problem.network.module)
+        journal = Journal(tmp_path / f"{stop}")
+
+        def dying(self, stop=stop):
+            if self.state.round == stop:
+                raise Killed
+            real(self)
+
+        monkeypatch.setattr(_Search, "_round", dying)
+        with pytest.raises(Killed):
+            once.plan.run(module, None, journal, Progress(), lambda history: None)
+        monkeypatch.setattr(_Search, "_round", real)
+        again = prepared()
+        outcome = again.plan.run(again.setting.problem.network.module, None, journal, Progress(), lambda history: None)
+        expected, found = whole.outcome.module.state_dict(), outcome.module.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+        chosen = [[line["group"] for line in history if line["event"] == "round"]
+                  for history in (whole.outcome.history, outcome.history)]  # fmt: skip
+        assert chosen[0] == chosen[1]
+
+
+def test_an_interruption_ends_after_a_round(monkeypatch):
+    import signal
+
+    real = _Search._round
+
+    def interrupted(self):
+        real(self)
+        if self.state.round == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_Search, "_round", interrupted)
+    with pytest.raises(Interrupted, match="after round 2"):
+        carry_out(ready("tiny", "hbgs", "params<=40%", calibration=8, selection=8))
