@@ -135,16 +135,22 @@ class SearchPlan(GreedyPlan):
     ) -> Outcome:
         """Search, remove, fine-tune; continues from the journal. ``module`` is left behind."""
         run = ChannelRun(self.setting, teacher, journal, progress, on_history)
+        small = self.removed(run)
+        searched = run.seconds
+        steps, self.steps = self.steps, self.steps + self._done
+        run.train(small, "prune", steps)
+        self.share = searched / run.seconds if run.seconds else 0.0
+        return run.outcome(small)
+
+    def removed(self, run: ChannelRun) -> nn.Module:
+        """The smaller network, before the long fine-tuning; :attr:`steps` are then those that are left for it."""
         search = _Search(self, run)
         search.run()
-        line = {"round": search.state.round, "search_seconds": round(search.state.seconds, 3)}
-        small = self.finish(run, search.current, line)
-        searched = run.seconds
-        self.steps = max(1, self.steps_without(search.state.images) - search.state.steps)
-        run.train(small, "prune", self.steps)
-        self.share = searched / run.seconds if run.seconds else 0.0
-        self.steps += search.state.steps
-        return run.outcome(small)
+        state = search.state
+        small = self.finish(run, search.current, {"round": state.round, "search_seconds": round(state.seconds, 3)})
+        self._done = state.steps
+        self.steps = max(1, self.steps_without(state.images) - state.steps)
+        return small
 
     def errors(self, current: Current) -> Errors:
         """How candidates are compared."""

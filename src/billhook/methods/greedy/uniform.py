@@ -67,18 +67,25 @@ class UniformPlan(GreedyPlan):
     ) -> Outcome:
         """Remove channels and fine-tune; continues from the journal. ``module`` is left behind."""
         run = ChannelRun(self.setting, teacher, journal, progress, on_history)
+        small = self.removed(run)
+        run.train(small, "prune", max(1, self.steps - self._done))
+        return run.outcome(small)
+
+    def removed(self, run: ChannelRun) -> nn.Module:
+        """The smaller network, before the long fine-tuning."""
         started = perf_counter()
         current = self.current()
         candidates = self.candidates(current, self.calibration)
         kept = self._choose(candidates)
         names = [name for name in reversed(kept) if len(kept[name]) < len(current.kept[name])]
         every = self.config.finetune_every or len(names)
-        short = 0
+        short = self._done = 0
         for number in range(0, len(names), every or 1):
-            if number:
+            if number and self.each:
                 small = current.small()
                 run.train(small, f"round-{number // every}", self.each, recipe=self.recipe())
                 current.take_back(small)
+                self._done += self.each
                 candidates.changed()
             part = names[number : number + every]
             proposed = candidates.propose({name: len(kept[name]) for name in part})
@@ -88,9 +95,7 @@ class UniformPlan(GreedyPlan):
         if short:
             self.notes.append(short_note(short, self.calibration))
         line = {"round": 1, "groups": {name: len(kept[name]) for name in kept}, "search_seconds": since(started)}
-        small = self.finish(run, current, line)
-        run.train(small, "prune", self.steps - sum(self.each for number in range(every, len(names), every or 1)))
-        return run.outcome(small)
+        return self.finish(run, current, line)
 
     def _choose(self, candidates: Candidates) -> Kept:
         limits, config = self.limits, self.config
