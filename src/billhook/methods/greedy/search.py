@@ -207,7 +207,7 @@ class _Search:
                 fresh = not self.cache
                 if fresh:
                     self.candidates.changed()  # so that a resumed run knows as much as this one
-                if fresh and perf_counter() - last > SAVE_EVERY and room.world == 1:
+                if fresh and perf_counter() - last > SAVE_EVERY:
                     self._save()
                     last = perf_counter()
                 before = self.goals.gone(self.current.numbers)
