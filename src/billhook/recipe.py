@@ -16,7 +16,7 @@ from billhook import artifact
 from billhook.cost.budget import parse_budgets
 from billhook.data import Data, ImageSet, Preprocess, Source, open_source, parse_classes, select
 from billhook.errors import InputError, UsageError, nearest
-from billhook.methods import find_method, first_problem, make_config
+from billhook.methods import METHODS, find_method, first_problem, make_config
 from billhook.models import Network, open_network
 from billhook.problem import Problem
 from billhook.training.config import PRESETS, TrainConfig
@@ -150,21 +150,35 @@ def make_recipe(content: Mapping[str, Any]) -> Recipe:
         UsageError: Unknown keys (the nearest is suggested), missing ones, values that do not fit.
     """
     refuse_unknown(content, Recipe.model_fields, "recipe key")
-    for part, model in (("data", DataRecipe), ("train", TrainRecipe)):
+    for part, model, more in (("data", DataRecipe, ()), ("train", TrainRecipe, ("preset",))):
         if isinstance(content.get(part), Mapping):
-            refuse_unknown(content[part], model.model_fields, f"setting {part}.")
+            refuse_unknown(content[part], [*model.model_fields, *more], f"setting {part}.")
     named = {part: _named(content.get(part), key) for part, key in (("data", "source"), ("method", "name"))}
     for key, flag in (("model", "a model"), ("data", "--data"), ("method", "--method"), ("budget", "--budget")):
         if not named.get(key, content.get(key)):
             raise UsageError(f"nothing given for {flag}", f"the recipe key '{key}', or {flag} on the command line")
+    content = dict(content) | {"train": _training(content)}
     try:
-        recipe = Recipe.model_validate(dict(content))
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"recipe: {first_problem(error)}") from error
     recipe.method_config()
     parse_budgets(recipe.budget)
     check_device(recipe.device)
     return recipe
+
+
+def _training(content: Mapping[str, Any]) -> Any:
+    """What is said of the training, over the preset that it names, or else over what the method asks for."""
+    said = content.get("train")
+    if said is not None and not isinstance(said, Mapping):
+        return said
+    said = dict(said or {})
+    preset = said.pop("preset", None)
+    if preset is not None:
+        return train_preset(str(preset)) | said
+    method = METHODS.get(str(_named(content.get("method"), "name")))
+    return (dict(method.train) if method is not None else {}) | said
 
 
 def _named(section: Any, key: str) -> Any:

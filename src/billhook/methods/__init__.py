@@ -16,6 +16,10 @@ from billhook.methods.greedy import GREEDY_PLANS
 from billhook.methods.unstructured import Magnitude, Saliency
 from billhook.methods.weight_sparsity import WeightSparsityLimits, WeightSparsityPlan
 
+_GENTLY = {"lr": 0.01}
+"""What is left of a network that lost channels is trained already; at the rate that masked weights need in order to
+grow back, it forgets most of that in its first epoch (docs/channels.md)."""
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -24,9 +28,9 @@ METHODS: dict[str, Method] = {
         Method("block-only", BlockOnly, WeightSparsityPlan, WeightSparsityLimits),
         Method("magnitude", Magnitude, WeightSparsityPlan, WeightSparsityLimits),
         Method("saliency", Saliency, WeightSparsityPlan, WeightSparsityLimits),
-        Method("chipnet", ChipNet, ChipNetPlan, ChannelLimits),
-        *(Method(name, config, ChannelPruningPlan, ChannelLimits) for name, config in CHANNEL_CONFIGS.items()),
-        *(Method(name, config, plan, ChannelLimits) for name, (config, plan) in GREEDY_PLANS.items()),
+        Method("chipnet", ChipNet, ChipNetPlan, ChannelLimits, _GENTLY),
+        *(Method(name, config, ChannelPruningPlan, ChannelLimits, _GENTLY) for name, config in CHANNEL_CONFIGS.items()),
+        *(Method(name, config, plan, ChannelLimits, _GENTLY) for name, (config, plan) in GREEDY_PLANS.items()),
     )
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,9 +101,11 @@ class Method:
         plan: Looks at a problem; raises when a budget is out of reach.
         limits: Looks at a network and its budgets (none, to ask which layers it leaves dense); no budget is out of
             reach here, but one that the method cannot move is refused.
+        train: Fields of the training recipe that runs of this method have unless somebody says otherwise.
     """
 
     name: str
     config: type[BaseModel]
     plan: Callable[[Setting, Any], Plan]
     limits: Callable[[Counted, Sequence[Budget], Any], Limits]
+    train: Mapping[str, Any] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, RunError, UsageError
+from billhook.methods.channel_paths import with_paths
 from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
 from billhook.surgery.groups import ChannelGroup, Grouping
 
@@ -49,7 +50,8 @@ def choose_channels(
     (1 % of it, 0.1 point of sparsity) or nothing fits.
 
     A group keeps all its channels, or a multiple of ``round_to`` and of its sections, or none where its branch may go.
-    One that has fewer than such a multiple keeps them all (or none).
+    One that has fewer than such a multiple keeps them all (or none). A group that nobody writes any more but a padded
+    shortcut keeps a channel that comes through it (:func:`with_paths`).
 
     Args:
         scores: ``[channels]`` of each group; the more important, the higher.
@@ -86,7 +88,7 @@ def choose_channels(
     for (name, (order, _)), channels in zip(ranked.items(), kept.tolist(), strict=True):
         per_section = channels // len(order)
         chosen[name] = np.sort(order[:, order.shape[1] - per_section :].ravel())
-    return chosen
+    return with_paths(grouping, chosen, scores)
 
 
 def smallest(

@@ -92,10 +92,13 @@ class Grouping:
     Attributes:
         groups: By name, in the order of the network.
         refused: Layers whose output channels cannot be removed, and why.
+        maps: Layers without weights that carry the channels of one group over to another (a padded shortcut): for each
+            of their outputs the input that goes there, or -1 where nothing does.
     """
 
     groups: Mapping[str, ChannelGroup]
     refused: Mapping[str, str] = field(default_factory=dict)
+    maps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def of_writer(self, layer: str) -> ChannelGroup | None:
         """The group that a layer writes, or None."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from billhook.errors import InputError
+from billhook.models import PadShortcut
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member, Side
 from billhook.surgery.watch import reshaping_layer, run_once, shared_layers
 
@@ -64,6 +65,9 @@ class _Tracer:
                 "fold computed weights first, or prune its weights instead (crisp, magnitude)",
             ) from error
         self.shared = shared_layers(stand_in)
+        # Before convolutions stand in for them.
+        pads = {name: part for name, part in stand_in.named_modules() if isinstance(part, PadShortcut)}
+        self.maps = {name: tuple(part.source()) for name, part in pads.items()}
         image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
         self.order = run_once(stand_in, image)
         stand_in.requires_grad_(True)
@@ -124,7 +128,7 @@ class _Tracer:
         kept = {name: group for name, group in groups.items() if name not in taken}
         for name, reason in taken.items():
             refused |= {m.layer: reason for m in groups[name].writers}
-        return Grouping(kept, refused)
+        return Grouping(kept, refused, self.maps)
 
     def _roots(self) -> Iterator[str]:
         for name in self.order:

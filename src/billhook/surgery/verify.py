@@ -125,7 +125,7 @@ class _Trial:
         branches = [group for group in groups.values() if group.branch is not None]
         if branches and self._problem({group.name: np.zeros(0, dtype=np.int64) for group in branches}):
             groups |= {group.name: replace(group, branch=None) for group in branches}
-        return Grouping(groups, refused)
+        return replace(self.grouping, groups=groups, refused=refused)
 
     def _failing(self, groups: Sequence[ChannelGroup]) -> list[tuple[ChannelGroup, str]]:
         """Groups that do not hold, each with what happened; halves are searched while they fail together."""

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from billhook.methods.chipnet import Gates, gate_values, gates_of, harden, heaviside, lay_out, logistic
-from billhook.methods.chipnet.gates import OPEN, centre
 from billhook.methods.chipnet.threshold import choice_of
 from billhook.surgery import Grouping, mask_channels, plan_channels, remove_channels
 
@@ -51,20 +50,13 @@ def test_values_rise_with_psi_within_bounds(psi, beta, gamma):
     assert (values.diff() >= -1e-12).all()
 
 
-@settings(max_examples=40)
-@given(st.floats(0.01, 0.99), st.floats(0.5, 6), st.floats(0.01, 64))
-def test_the_centre_has_the_value(value, beta, gamma):
-    assert float(gate_values(tensor(centre(value, beta, gamma)), beta, gamma)[0]) == pytest.approx(value, abs=1e-9)
-
-
 def test_gates_begin_as_told():
-    published, identity = (tiny("residual").gates(initialise=name, seed=3) for name in ("published", "identity"))
+    published = tiny("residual").gates(seed=3)
     assert 0 <= published.psi.detach().min() < published.psi.detach().max() < 0.01
     assert published.values().tolist() == pytest.approx([0.70] * published.layout.total, abs=2e-3)
-    assert identity.values().tolist() == pytest.approx([OPEN] * published.layout.total, abs=2e-3)
-    again = tiny("residual").gates(initialise="published", seed=3)
+    again = tiny("residual").gates(seed=3)
     assert torch.equal(published.psi, again.psi)
-    assert not torch.equal(published.psi, tiny("residual").gates(initialise="published", seed=4).psi)
+    assert not torch.equal(published.psi, tiny("residual").gates(seed=4).psi)
 
 
 # ---------------------------------------------------------------------- places
@@ -160,7 +152,7 @@ def gradients(output, module, gates):
 def test_outputs_and_gradients_are_those_of_multiplied_outputs(name, training, coupling):
     case = tiny(name)
     module = copy.deepcopy(case.module).train(training)
-    gates = case.gates(coupling, initialise="published")
+    gates = case.gates(coupling)
     with torch.no_grad():
         gates.psi.copy_(torch.randn(len(gates.psi), generator=torch.Generator().manual_seed(1)))
     expected = by_hand(module, gates)
@@ -325,3 +317,15 @@ def test_harden_takes_what_the_threshold_chose():
     module = copy.deepcopy(case.module)
     gates.attach(module)
     assert torch.equal(module(IMAGES), case.module(IMAGES))
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("name", [name for name in BUILD if name != "scaled"])
+def test_compensated_weights_leave_the_network_what_it_was(name, coupling):
+    case = tiny(name)
+    module = copy.deepcopy(case.module)
+    gates = case.gates(coupling)
+    gates.compensate(module)
+    assert (module(IMAGES) - case.module(IMAGES)).abs().max() > 1e-3
+    gates.attach(module)
+    torch.testing.assert_close(module(IMAGES), case.module(IMAGES), rtol=1e-9, atol=1e-9)

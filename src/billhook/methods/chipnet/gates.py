@@ -19,10 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from billhook.methods.chipnet.places import Layout
 
 Initialise = Literal["identity", "published"]
-"""Gates that begin open, or in the middle."""
-
-OPEN = 0.98
-"""What ``identity`` gates begin with: 1 itself lies at infinity."""
+"""Whether the network's weights make up for what gates begin with (:meth:`Gates.compensate`), or nothing does."""
 
 JITTER = 0.01
 """Width of the uniform noise that gates begin with; it decides which of two equal channels goes first."""
@@ -44,27 +41,6 @@ def gate_values(psi: Tensor, beta: Tensor | float, gamma: Tensor | float) -> Ten
     return heaviside(logistic(psi, beta), gamma)
 
 
-def centre(value: float, beta: float, gamma: float) -> float:
-    """The psi at which a gate has this value.
-
-    The Heaviside has no inverse in closed form but rises everywhere: ``z~`` is found by halving, and ``psi`` is its
-    logit over beta.
-
-    Args:
-        value: In (0, 1).
-        beta: Of the logistic function.
-        gamma: Of the Heaviside.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if -np.expm1(-gamma * middle) + middle * np.exp(-gamma) < value:
-            low = middle
-        else:
-            high = middle
-    return float(np.log(high / (1 - high)) / beta)
-
-
 class Gates(nn.Module):
     """All gates of a network, and what puts them on it.
 
@@ -79,9 +55,7 @@ class Gates(nn.Module):
         layout: The places.
         beta: To begin with.
         gamma: To begin with.
-        initialise: ``published``: psi uniform in [0, 0.01), so that z is about 0.7 when gamma is 2. ``identity``: the
-            same around the psi whose z is :data:`OPEN`, so that the network computes almost what it did.
-        seed: Of that noise.
+        seed: Of the noise that gates begin with: psi is uniform in [0, 0.01), so that z is about 0.7 when gamma is 2.
 
     Attributes:
         psi: ``[gates]``: the only parameter; :meth:`named` splits it.
@@ -100,18 +74,17 @@ class Gates(nn.Module):
         *,
         beta: float = 1.0,
         gamma: float = 2.0,
-        initialise: Initialise = "identity",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.layout = layout
         noise = torch.rand(layout.total, generator=torch.Generator().manual_seed(seed % 2**63))
-        start = centre(OPEN, beta, gamma) if initialise == "identity" else 0.0
-        self.psi = nn.Parameter(start + JITTER * noise)
+        self.psi = nn.Parameter(JITTER * noise)
         self.register_buffer("beta", torch.tensor(float(beta)))
         self.register_buffer("gamma", torch.tensor(float(gamma)))
         self.register_buffer("mask", None, persistent=False)
         self.factors = _factors(layout)
+        self.starts: dict[str, Tensor] = {}  # by place, of compensated gates on what has no weights
         self._pieces: tuple[Tensor, ...] | None = None  # of the forward pass that is running
 
     # ------------------------------------------------------------------ values
@@ -168,6 +141,31 @@ class Gates(nn.Module):
         return torch.split(row, list(self.layout.sizes))
 
     # ------------------------------------------------------------------ on and off
+    @torch.no_grad()
+    def compensate(self, network: nn.Module) -> None:
+        """Divide weights by the gates that are about to multiply them, so that the network computes what it did.
+
+        The gates stay where their gradient is large. What layers without such weights put out is multiplied by how open
+        a gate is against its beginning from now on, and never by more than one: an open gate leaves it as it is.
+
+        Args:
+            network: Changed in place; without gates on it yet.
+        """
+        parts = dict(network.named_modules())
+        for name, factor in self.factors.items():
+            row = factor.of(self.pieces())
+            if factor.dim is None:
+                tensors = [(parts[name]._parameters[key], dim) for key, dim in _by_output(parts[name]).items()]
+            else:
+                tensors = [(network.get_parameter(name), factor.dim)]
+            if not tensors:
+                self.starts[name] = row.clone()
+            for tensor, dim in tensors:
+                if tensor is not None:
+                    shape = [1] * tensor.dim()
+                    shape[dim] = -1
+                    tensor.div_(row.to(tensor).view(shape))
+
     def attach(self, network: nn.Module) -> None:
         """Put the gates on a network; it computes with them until :meth:`detach`.
 
@@ -255,7 +253,10 @@ class _Gate:
             layer.__dict__.pop(name, None)
         if self.tensors or not isinstance(output, Tensor):
             return None
-        factor = self._factor().to(output.dtype)
+        factor = self._factor()
+        if self.name in self.gates.starts:
+            factor = (factor / self.gates.starts[self.name]).clamp(max=1)
+        factor = factor.to(output.dtype)
         return output * factor.view(1, -1, *[1] * (output.dim() - 2))
 
     def _factor(self) -> Tensor:

@@ -182,9 +182,9 @@ class ChipNetPlan:
         setting, config = self.setting, self.config
         problem, room = setting.problem, setting.room
         place(module, room.device, problem.train.channels_last)
-        gates = Gates(
-            self.layout, beta=config.beta, gamma=config.gamma, initialise=config.initialise, seed=problem.seed
-        ).to(room.device)
+        gates = Gates(self.layout, beta=config.beta, gamma=config.gamma, seed=problem.seed).to(room.device)
+        if config.initialise == "identity":
+            gates.compensate(module)
         gates.attach(module)
         loss = BudgetLoss(SoftCost(self.limits.cost, self.layout), self._budgets, setting.dense)
         steps = max(1, self.gate_steps)

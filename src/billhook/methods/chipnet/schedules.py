@@ -28,7 +28,9 @@ class ChipNet(BaseModel):
     coupling: Coupling = Field(
         "group", description="one gate per channel of a group, or independent ones per layer (as published)"
     )
-    initialise: Initialise = Field("identity", description="gates begin open, or at 0.7 (published)")
+    initialise: Initialise = Field(
+        "identity", description="gates begin at 0.7: the weights make up for it, or nothing does (published)"
+    )
     share: float = Field(0.3, gt=0, lt=1, description="share of the run's images that gates are learnt on (ours)")
     crispness: Crispness = Field("mean", description="over the gates; the sum needs a smaller crisp_weight")
     crisp_weight: float = Field(10.0, ge=0, description="of the crispness loss; more if gates stay between 0 and 1")

@@ -1,0 +1,317 @@
+"""Whole runs of ChipNet on tiny networks: budgets are met, the smaller network computes the same, the best is kept."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from billhook import artifact
+from billhook.cost import count
+from billhook.errors import InfeasibleError, InputError, Interrupted, UsageError
+from billhook.formats import write_safetensors
+from billhook.methods import make_config
+from billhook.methods.chipnet import (
+    BudgetLoss,
+    Gates,
+    SavedGates,
+    SoftCost,
+    gate_rate,
+    gates_of,
+    lay_out,
+    learning,
+    read_gates,
+)
+from billhook.methods.chipnet.file import FILE
+from billhook.progress import Progress
+from billhook.training.checkpoint import Journal
+
+from ..problems import NETWORKS, carry_out, ready
+
+SIZES = {"mobilenet_v2": 32}
+
+
+@pytest.mark.parametrize("coupling", ["group", "independent"])
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+def test_conformance(network, coupling):
+    size = SIZES.get(network, 8)
+    done = carry_out(ready(network, "chipnet", "params<=50%", size=size, keep=[0, 2], coupling=coupling, batch_size=6))
+    dense = done.prepared.setting.dense
+    assert done.cost.params <= 0.5 * dense["params"]
+    assert done.cost.params == sum(parameter.numel() for parameter in done.small.parameters())
+    masked = artifact.deliverable(done.outcome.masked)
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = masked(images), done.full(images)
+    assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
+    assert count(masked, size).params == done.prepared.setting.cost.params
+    assert gates_of(done.full) is None
+    assert gates_of(masked) is None
+
+
+@pytest.mark.parametrize("quantity", ["channels", "volume", "params", "macs", "bytes", "sparsity"])
+def test_every_quantity(quantity):
+    budget = "sparsity>=60%" if quantity == "sparsity" else f"{quantity}<=40%"
+    done = carry_out(ready("resnet20", "chipnet", budget, batch_size=12))
+    if quantity == "bytes":
+        assert done.bytes <= 0.4 * done.prepared.setting.dense["bytes"]
+        return
+    left = done.cost.totals()["params" if quantity == "sparsity" else quantity]
+    share = left / done.prepared.setting.dense["params" if quantity == "sparsity" else quantity]
+    assert 0.38 <= share <= 0.4
+
+
+@pytest.mark.parametrize("coupling", ["group", "independent"])
+@pytest.mark.parametrize("quantity", ["channels", "volume", "params", "macs"])
+def test_a_sixteenth_leaves_a_network_that_works(quantity, coupling):
+    done = carry_out(ready("resnet20", "chipnet", f"{quantity}<=6.25%", coupling=coupling, batch_size=12))
+    left = done.cost.totals()[quantity]
+    assert left <= 0.0625 * done.prepared.setting.dense[quantity]
+    # A path is left from the image to every output: with positive weights alone, images are told apart.
+    with torch.no_grad():
+        for part in done.small.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.reset_running_stats()
+        for parameter in done.small.parameters():
+            parameter.fill_(0.1)
+        out = done.small(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert out.std(dim=0).min() > 0
+
+
+def test_the_history_says_what_gates_did():
+    done = carry_out(ready("tiny", "chipnet", "macs<=50%", epochs=12.0, share=0.5, batch_size=12))
+    looks = [line for line in done.outcome.history if line["event"] == "gates"]
+    epochs = [line for line in done.outcome.history if line["event"] == "epoch" and line["phase"] == "gates"]
+    assert len(looks) == len(epochs) >= 5
+    gates = sum(vector.channels for vector in done.prepared.plan.layout.vectors)
+    for line in looks:
+        assert sum(line["histogram"]) == gates
+        assert 0 < line["open"] < gates
+        assert 0.45 <= line["hard_share"][0] <= line["allowed"][0] == pytest.approx(0.5, abs=1e-3)
+        assert 0 <= line["between"] <= 1
+        assert 0 <= line["hard_top1_kept"] <= 1
+    assert [line["gamma"] for line in epochs] == sorted(line["gamma"] for line in epochs)
+    assert epochs[-1]["gamma"] > 100 > epochs[0]["gamma"]
+    seconds = [line["seconds"] for line in done.outcome.history if "seconds" in line]
+    assert seconds == sorted(seconds)
+
+
+def test_images_of_both_phases_are_those_of_the_run():
+    prepared = ready("tiny", "chipnet", "macs<=50%", epochs=10.0, share=0.3, batch_size=4)
+    plan, problem = prepared.plan, prepared.setting.problem
+    spent = 4 * plan.gate_steps + 12 * plan.fine_steps
+    assert spent == pytest.approx(problem.images, abs=12 + 4)
+    assert 4 * plan.gate_steps == pytest.approx(0.3 * problem.images, abs=4)
+    assert plan.share == pytest.approx(0.3, abs=0.05)
+
+
+# ---------------------------------------------------------------------- learning
+class Setup:
+    """A network with gates, and the plugin that learns them."""
+
+    def __init__(self, budget="macs<=50%", steps=20, rate=0.02, **fields):
+        self.prepared = ready("tiny", "chipnet", budget, epochs=4.0, batch_size=12, **fields)
+        plan, setting = self.prepared.plan, self.prepared.setting
+        self.module = copy.deepcopy(setting.network.module)
+        self.gates = Gates(plan.layout, seed=0)
+        self.gates.attach(self.module)
+        self.cost = SoftCost(plan.limits.cost, plan.layout)
+        self.plugin = learning.GateLearning(
+            self.module,
+            self.gates,
+            BudgetLoss(self.cost, setting.problem.budgets, setting.dense),
+            lambda psi: plan._choose(psi, setting.problem.budgets),
+            plan.config,
+            setting.problem,
+            setting.room,
+            steps,
+            rate,
+        )
+
+
+def test_the_loss_is_crispness_and_budget_by_hand():
+    setup = Setup(crisp_weight=7.0, budget_weight=13.0)
+    gates, plugin = setup.gates, setup.plugin
+    soft, z = gates.logistic(), gates.values()
+    rounded = torch.sigmoid(10.0 * (z - 0.5))
+    share = setup.cost.totals(rounded, branches=False)[plugin.budget.columns[0]] / plugin.budget.whole[0]
+    expected = 7.0 * (z - soft).square().mean() + 13.0 * (share - plugin.budget.allowed[0]) ** 2
+    assert plugin.loss(0).item() == pytest.approx(expected.item(), rel=1e-5)
+    plugin.loss(0).backward()
+    assert gates.psi.grad.abs().min() > 0
+    assert all(parameter.grad is None for parameter in setup.module.parameters())
+
+
+def test_gates_have_their_own_rate_and_no_decay():
+    setup = Setup()
+    (group,) = setup.plugin.parameters()
+    assert group["params"] == [setup.gates.psi]
+    assert group["weight_decay"] == 0
+    assert group["scale"] * make_config("chipnet", {}).lr == pytest.approx(0.02)
+
+
+def test_the_best_hard_network_is_kept(monkeypatch):
+    setup = Setup()
+    accuracies = iter([0.4, 0.7, 0.5, 0.7])
+    seen = []
+
+    def evaluate(module, *rest, **more):
+        assert gates_of(module).mask is not None
+        assert module is not setup.module
+        seen.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+        accuracy = next(accuracies)
+        return SimpleNamespace(top1_kept=accuracy, top1_full=accuracy)
+
+    monkeypatch.setattr(learning, "evaluate", evaluate)
+    kept = []
+    for step in range(4):
+        with torch.no_grad():
+            setup.gates.psi.add_(torch.randn(setup.gates.psi.shape, generator=torch.Generator().manual_seed(step)))
+            setup.module.conv1.weight.add_(0.1)
+        kept.append(setup.gates.psi.detach().clone())
+        (line,) = setup.plugin.after_epoch(step)
+        assert line["best"] == (step != 2)
+    state = setup.plugin.state()
+    other = Setup()
+    other.plugin.load_state(*state)
+    for each in (setup, other):
+        each.plugin.restore()
+        assert torch.equal(each.gates.psi, kept[3])  # of equal ones, the later
+        found = each.module.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in seen[3].items())
+
+
+def test_the_hard_check_leaves_the_soft_network_alone():
+    setup = Setup()
+    before = {name: tensor.clone() for name, tensor in setup.module.state_dict().items()}
+    setup.plugin.after_epoch(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.module.state_dict().items())
+    assert setup.gates.mask is None
+
+
+def test_gates_close_until_the_soft_network_is_within_its_budget():
+    rate = gate_rate(make_config("chipnet", {}), 300)
+    setup = Setup("macs<=50%", steps=300, rate=rate)
+    optimizer = torch.optim.AdamW(setup.plugin.parameters(), lr=rate)
+    for step in range(300):
+        setup.plugin.before_step(step)
+        loss = setup.plugin.loss(step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    excess = setup.plugin.budget.excess(setup.gates.values())
+    assert excess.max() <= 0.02
+    assert float(((setup.gates.values() > 0.05) & (setup.gates.values() < 0.95)).float().mean()) < 0.2
+
+
+# ---------------------------------------------------------------------- resuming
+class Stop(Progress):
+    """Interrupts after so many lines."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def line(self, event):
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted("stop", "", signal_number=2)
+
+
+@pytest.mark.parametrize("after", [1, 3, 7])
+def test_an_interrupted_run_ends_in_the_same_network(after, tmp_path):
+    def prepared():
+        return ready("tiny", "chipnet", "macs<=50%", epochs=6.0, share=0.5, batch_size=12)
+
+    def go(journal, progress):
+        one = prepared()
+        with torch.random.fork_rng(devices=[]):
+            return one.plan.run(one.setting.problem.network.module, None, journal, progress, lambda history: None)
+
+    whole = go(Journal(None), Progress())
+    with pytest.raises(Interrupted):
+        go(Journal(tmp_path), Stop(after))
+    resumed = go(Journal(tmp_path), Progress())
+    assert whole.channels == resumed.channels
+    first, second = whole.module.state_dict(), resumed.module.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---------------------------------------------------------------------- gates of another run
+def saved(tmp_path, outcome):
+    write_safetensors(tmp_path / FILE, *outcome.files[FILE])
+    return str(tmp_path)
+
+
+def test_gates_go_to_another_network(tmp_path):
+    host = carry_out(ready("resnet20", "chipnet", "macs<=50%", batch_size=12))
+    directory = saved(tmp_path, host.outcome)
+    gates = read_gates(directory)
+    assert isinstance(gates, SavedGates)
+    assert gates.coupling == "group"
+    assert gates.gamma >= 2
+    target = ready("resnet20", "chipnet", "macs<=50%", classes=3, transfer_from=directory)
+    assert target.plan.gate_steps == 0
+    assert target.plan.share == 0
+    done = carry_out(target)
+    assert done.outcome.channels == host.outcome.channels
+    assert not any(line["phase"] == "gates" for line in done.outcome.history)
+    assert done.cost.macs <= 0.5 * target.setting.dense["macs"]
+    # The same gates under another budget: fewer channels, of those that were there.
+    smaller = carry_out(ready("resnet20", "chipnet", "macs<=25%", transfer_from=directory))
+    opened = read_gates(saved(tmp_path, smaller.outcome)).open
+    assert all((opened[name] <= gates.open[name]).all() for name in opened)
+
+
+def test_from_scratch_begins_with_other_weights(tmp_path):
+    host = carry_out(ready("tiny", "chipnet", "macs<=50%", batch_size=12))
+    directory = saved(tmp_path, host.outcome)
+    one = ready("tiny", "chipnet", "macs<=50%", transfer_from=directory, scratch=True, epochs=0.1)
+    before = one.setting.network.module.conv3.weight.detach().clone()
+    done = carry_out(one)
+    kept = done.outcome.channels[0].layers["conv3"]
+    assert kept is not None
+    small = dict(done.full.named_modules())["conv3"].weight
+    rows = before[np.asarray(kept.outputs)][:, np.asarray(kept.inputs)]
+    assert not torch.allclose(small, rows, atol=0.05)
+
+
+def test_gates_that_do_not_fit_are_refused(tmp_path):
+    host = carry_out(ready("tiny", "chipnet", "macs<=50%", batch_size=12))
+    directory = saved(tmp_path, host.outcome)
+    with pytest.raises(InputError, match="do not fit"):
+        ready("resnet20", "chipnet", "macs<=50%", transfer_from=directory)
+    with pytest.raises(InputError, match="holds no gates"):
+        ready("resnet20", "chipnet", "macs<=50%", transfer_from=str(tmp_path / "nowhere"))
+    (tmp_path / FILE).write_bytes(b"\0" * 50)
+    with pytest.raises(InputError):
+        ready("tiny", "chipnet", "macs<=50%", transfer_from=directory)
+    with pytest.raises(UsageError, match="transfer_from"):
+        make_config("chipnet", {"scratch": True})
+
+
+# ---------------------------------------------------------------------- bad input
+@pytest.mark.parametrize("coupling", ["group", "independent"])
+def test_a_budget_below_the_smallest_network_says_what_can_be_reached(coupling):
+    with pytest.raises(InfeasibleError, match=r"cannot be reached: .* leaves"):
+        ready("resnet20", "chipnet", "params<=0.01%", coupling=coupling)
+
+
+def test_a_network_without_channels_to_gate_is_refused():
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(3 * 64, 4)
+
+        def forward(self, x):
+            return self.fc(x.flatten(1))
+
+    with pytest.raises(InputError, match="no channel"):
+        ready(Linear(), "chipnet", "macs<=50%")
+
+
+def test_layouts_of_the_plan_are_those_asked_for():
+    plan = ready("resnet20", "chipnet", "macs<=50%", coupling="independent").plan
+    module = NETWORKS["resnet20"](4)
+    assert plan.layout.sizes == lay_out(module, plan.limits.grouping, "independent").sizes
+    assert plan.layout.streams

@@ -1,0 +1,64 @@
+"""A smaller network still has a path from the image to its outputs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from billhook.cost.budget import parse_budgets
+from billhook.methods import count_network
+from billhook.methods.channel_choice import choose_channels, smallest
+from billhook.methods.channel_paths import with_paths
+from billhook.methods.channel_pruning import channel_cost
+from billhook.models import build, open_network
+from billhook.surgery import plan_channels, remove_channels
+
+
+@pytest.fixture(scope="module")
+def counted():
+    return count_network(open_network(build("resnet20", 4)), 8, None)
+
+
+def tells_images_apart(module):
+    """With positive weights alone, nothing cancels: what differs at the input differs at every output."""
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.reset_running_stats()
+        for parameter in module.parameters():
+            parameter.fill_(0.1)
+        return bool((module.eval()(images).std(dim=0) > 0).all())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_scores_and_however_small(counted, seed):
+    rng = np.random.default_rng(seed)
+    grouping, cost = counted.groups(), channel_cost(counted)
+    scores = {name: rng.random(group.channels) for name, group in grouping.groups.items()}
+    budget = parse_budgets([("channels<=5%", "macs<=2%", "params<=3%")[seed % 3]])
+    kept = choose_channels(scores, grouping, cost, budget, counted.dense)
+    assert tells_images_apart(
+        remove_channels(counted.network.module, plan_channels(counted.network.module, grouping, kept))
+    )
+
+
+def test_the_worst_gives_its_place_to_the_best_that_is_brought(counted):
+    grouping = counted.groups()
+    fewest = smallest(grouping, channel_cost(counted))
+    streams = [name for name, group in grouping.groups.items() if group.branch is None]
+    first, second = "conv1", "layer2.0.downsample"
+    assert streams[:2] == [first, second]
+    kept = {name: np.arange(number, dtype=np.int64) for name, number in fewest.items()}
+    # The shortcut puts the 16 channels of the first stage into the middle of 32, 8 on.
+    kept[first], kept[second] = np.array([3, 9]), np.array([0, 4])
+    scores = {name: np.arange(group.channels, dtype=np.float64) for name, group in grouping.groups.items()}
+    found = with_paths(grouping, kept, scores)
+    assert found[second].tolist() == [4, 17]
+    assert found[first].tolist() == [3, 9]
+    assert kept[second].tolist() == [0, 4]  # the choice itself is left alone
+    # A branch that reads the first stage writes everything; one that reads the second has nothing to read.
+    branches = [name for name, group in grouping.groups.items() if group.branch is not None]
+    for inner, expected in (("layer2.0.conv1", [0, 4]), ("layer2.1.conv1", [4, 17])):
+        assert inner in branches
+        assert with_paths(grouping, kept | {inner: np.array([0])}, scores)[second].tolist() == expected
