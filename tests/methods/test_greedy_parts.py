@@ -325,3 +325,39 @@ def test_current_comes_back_from_its_state():
         current.take_back(small)
         torch.testing.assert_close(current.module(batch), small(batch), atol=1e-5, rtol=1e-5)
         assert not torch.allclose(current.module(batch), other.module(batch), atol=1e-3)
+
+
+class Grouped(nn.Module):
+    """A grouped convolution between two plain ones."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.b, self.nb = nn.Conv2d(16, 24, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(24)
+        self.c, self.nc = nn.Conv2d(24, 12, 1, bias=False), nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, classes)
+
+    def forward(self, x):
+        x = self.na(self.a(x)).relu()
+        x = self.nb(self.b(x)).relu()
+        return self.fc(self.nc(self.c(x)).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("score", ["filters", "activations"])
+def test_groups_of_a_convolution_keep_equally_many(score, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "grouped", lambda classes: Grouped(classes))
+    module = network("grouped")
+    current, candidates = begin(module, score=score)
+    batch = images(4)
+    sections = {name: group.sections for name, group in current.grouping.groups.items()}
+    assert max(sections.values()) == 4
+    for name in list(sections) * 2:
+        count = len(current.kept[name]) - 2 * sections[name] // min(2, sections[name])
+        candidate = candidates.propose({name: count})[name]
+        assert len(candidate.kept) == count
+        change = changes(current.module, current.grouping.groups[name], candidate)
+        with torch.no_grad(), applied(current.module, change):
+            looked = current.module(batch)
+        candidates.changed(current.remove(name, candidate.kept, candidate.maps), own=name)
+        with torch.no_grad():
+            torch.testing.assert_close(current.small()(batch), looked, atol=1e-4, rtol=1e-4)

@@ -208,3 +208,22 @@ def test_an_interruption_ends_after_a_round(monkeypatch):
     monkeypatch.setattr(_Search, "_round", interrupted)
     with pytest.raises(Interrupted, match="after round 2"):
         carry_out(ready("tiny", "hbgs", "params<=40%", calibration=8, selection=8))
+
+
+@pytest.mark.parametrize("method", ["fp-backward", "hbgs"])
+def test_a_search_goes_on_while_the_network_is_too_slow(method, monkeypatch):
+    """A machine on which the last channels of a uniform network cost more than those of another one."""
+
+    def start(self):
+        self.dense_ms = 10.0
+
+    def without(self, module, counted, kept):
+        return sum(0.25 * len(channels) * (1 + number) / 3.0 for number, channels in enumerate(kept.values()))
+
+    monkeypatch.setattr("billhook.methods.channel_latency.Clock.__post_init__", start)
+    monkeypatch.setattr("billhook.methods.channel_latency.Clock.without", without)
+    prepared = ready("tiny", method, "latency<=4ms", calibration=8, **({"selection": 8} if method == "hbgs" else {}))
+    done = carry_out(prepared)
+    kept = [done.full.get_submodule(name).weight.shape[0] for name in ("conv1", "conv2", "conv3")]
+    assert without(None, None, None, dict(enumerate(map(range, kept)))) <= 4.0
+    assert min(kept) >= 1

@@ -26,7 +26,7 @@ from billhook.methods.greedy.end_errors import EndErrors
 from billhook.methods.greedy.goals import END, Goals, allowed_counts, next_count
 from billhook.methods.greedy.layer_errors import LayerErrors, Loss
 from billhook.methods.greedy.plan import FORWARD, GreedyPlan
-from billhook.methods.greedy.uniform import in_macs, ranks, short_note, since
+from billhook.methods.greedy.uniform import agreed, in_macs, ranks, short_note, since
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
 from billhook.training.interrupt import Interrupts
@@ -338,11 +338,11 @@ class _Search:
         if not limits.clocked:
             return
         bound = min(limits.clock.bound(budget) for budget in limits.clocked)
-        measured = plan.milliseconds(self.current)
-        if measured <= bound:
+        late = agreed(self.setting.room, plan.milliseconds(self.current) / bound)
+        if late <= 1:
             return
         totals = plan.cost.totals({name: len(kept) for name, kept in self.current.kept.items()})
-        state.macs = max(1.0, math.floor(totals["macs"] * min(0.97, MARGIN * bound / measured)))
+        state.macs = max(1.0, math.floor(totals["macs"] * min(0.97, MARGIN / late)))
         self._ask()
 
     def _ask(self) -> None:

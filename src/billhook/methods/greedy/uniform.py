@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -20,6 +21,7 @@ from billhook.methods.greedy.plan import FORWARD, GreedyPlan
 from billhook.progress import Progress
 from billhook.surgery import ChannelGroup
 from billhook.training.checkpoint import Journal
+from billhook.training.precision import Room
 
 
 class UniformPlan(GreedyPlan):
@@ -139,7 +141,14 @@ def in_macs(plan: GreedyPlan, choose: Callable[[Sequence[Budget]], Kept]) -> tup
         min(limits.clock.bound(budget) for budget in limits.clocked),
         (cost.totals(fewest)["macs"], cost.totals({})["macs"]),
     )
-    return (Budget("macs", cost.totals({name: len(stay) for name, stay in kept.items()})["macs"], "count"),)
+    macs = cost.totals({name: len(stay) for name, stay in kept.items()})["macs"]
+    return (Budget("macs", agreed(plan.setting.room, macs), "count"),)
+
+
+def agreed(room: Room, value: float) -> float:
+    """The first process's value, in all of them: no two measure the same milliseconds."""
+    mine = torch.tensor(value if room.is_main else 0.0, dtype=torch.float64)
+    return float(room.sum(mine.to(room.device)))
 
 
 def short_note(groups: int, images: int) -> str:
