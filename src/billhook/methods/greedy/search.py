@@ -232,7 +232,7 @@ class _Search:
                         signal_number=number,
                     )
         if self.short:
-            self.plan.notes.append(short_note(1, self.plan.calibration))
+            self.plan.notes.append(short_note(self.plan.calibration))
 
     def _round(self) -> None:
         started = perf_counter()

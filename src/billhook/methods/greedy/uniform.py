@@ -81,7 +81,7 @@ class UniformPlan(GreedyPlan):
         kept = self._choose(candidates)
         names = [name for name in reversed(kept) if len(kept[name]) < len(current.kept[name])]
         every = self.config.finetune_every or len(names)
-        short = self._done = 0
+        self._done, short = 0, False
         for number in range(0, len(names), every or 1):
             if number and self.each:
                 small = current.small()
@@ -92,10 +92,10 @@ class UniformPlan(GreedyPlan):
             part = names[number : number + every]
             proposed = candidates.propose({name: len(kept[name]) for name in part})
             for name in part:
-                short += proposed[name].short
+                short |= proposed[name].short
                 current.remove(name, proposed[name].kept, proposed[name].maps)
         if short:
-            self.notes.append(short_note(short, self.calibration))
+            self.notes.append(short_note(self.calibration))
         line = {"round": 1, "groups": {name: len(kept[name]) for name in kept}, "search_seconds": since(started)}
         return self.finish(run, current, line)
 
@@ -151,10 +151,10 @@ def agreed(room: Room, value: float) -> float:
     return float(room.sum(mine.to(room.device)))
 
 
-def short_note(groups: int, images: int) -> str:
+def short_note(images: int) -> str:
     """A warning."""
     return (
-        f"{groups} channel groups have readers with fewer calibration samples than channels ({images} images): "
+        f"some channel groups have readers with fewer calibration samples than channels ({images} images): "
         "a ridge makes up for it; raise calibration"
     )
 
