@@ -7,7 +7,8 @@ from torch import nn
 
 from billhook.errors import InputError
 from billhook.surgery import channel_groups, mask_channels, plan_channels, remove_channels, trace_groups
-from billhook.surgery.verify import TRIAL_SIZE
+from billhook.surgery.groups import ChannelGroup, Member
+from billhook.surgery.verify import TRIAL_SIZE, _some
 
 from .test_trace import OUTPUT, SIZE, Lambda, Shuffle, body, conv, head
 
@@ -25,6 +26,25 @@ def test_a_shuffle_mixes_channels():
     for shuffle in (Shuffle(), nn.ChannelShuffle(2)):
         net = body(conv(3, 8), shuffle, conv(8, 6, groups=2), conv(6, 4), outputs=4)
         assert_tried(net, "0", "other channels change with them: they are mixed further on", {"2", "3"})
+
+
+def test_a_shuffle_among_many_channels():
+    net = body(conv(3, 256), Shuffle(), conv(256, 200), conv(200, 4), outputs=4)
+    assert_tried(net, "0", "other channels change with them: they are mixed further on", {"2", "3"})
+
+
+@pytest.mark.parametrize(
+    ("channels", "sections", "left"),
+    [(1, 1, 1), (2, 1, 1), (8, 1, 6), (64, 1, 48), (128, 1, 48), (256, 1, 64), (2048, 1, 512), (64, 4, 48), (8, 8, 8)],
+)
+def test_what_a_trial_leaves(channels, sections, left):
+    index = np.arange(channels)[:, None]
+    kept = _some(ChannelGroup("a", channels, (Member("a", "out", index),), sections))
+    assert len(kept) == left
+    assert np.array_equal(kept, np.unique(kept))
+    assert kept[0] >= 0
+    assert kept[-1] < channels
+    assert set(np.bincount(kept // (channels // sections), minlength=sections)) == {left // sections}
 
 
 def test_a_scale_of_zero_hides_nothing():

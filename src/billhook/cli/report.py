@@ -8,7 +8,6 @@ import typer
 
 from billhook.cli import common
 from billhook.cli.common import print_json
-from billhook.report import write_report
 
 
 def report(
@@ -18,6 +17,8 @@ def report(
     debug: common.Debug = False,
 ) -> int:
     """Write DIR/report.html again."""
+    from billhook.report import write_report  # its templates are nothing to the other commands
+
     del debug, quiet
     path = write_report(directory)
     if as_json:

@@ -206,6 +206,21 @@ class _Sizes(NamedTuple):
     nonzero: int
 
 
+class _Nonzero:
+    """How many values of a tensor are not zero; each parameter is gone through once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, int] = {}
+
+    def __call__(self, tensor: Tensor) -> int:
+        found = self._known.get(id(tensor))
+        if found is None:
+            found = int(torch.count_nonzero(tensor))
+            if isinstance(tensor, nn.Parameter):  # computed tensors come and go, and so do their ids
+                self._known[id(tensor)] = found
+        return found
+
+
 def _own_tensors(part: nn.Module) -> dict[str, Tensor]:
     """The parameters that a module applies: its own, and those that parametrizations compute for it."""
     own: dict[str, Tensor] = dict(part.named_parameters(recurse=False))
@@ -220,17 +235,18 @@ def _sum_up(module: nn.Module, watch: _Watch, size: tuple[int, int]) -> Cost:
     counted: set[int] = set()
     never_run = [name for name in parts if name not in watch.seen]
     sizes: dict[str, _Sizes] = {}
+    nonzero = _Nonzero()
     for name in (*watch.seen, *never_run):
         if name not in parts:
             continue
         own = [tensor for tensor in _own_tensors(parts[name]).values() if id(tensor) not in counted]
         counted.update(id(tensor) for tensor in own if isinstance(tensor, nn.Parameter))
-        sizes[name] = _Sizes(sum(t.numel() for t in own), sum(int(torch.count_nonzero(t)) for t in own))
+        sizes[name] = _Sizes(sum(t.numel() for t in own), sum(map(nonzero, own)))
     layers: list[LayerCost] = []
     for name, seen in watch.seen.items():
         if name in parts and _own_tensors(parts[name]):
             first = not any(layer.macs for layer in layers)
-            layers.append(_layer(name, parts[name], seen, sizes[name], first))
+            layers.append(_layer(name, parts[name], seen, sizes[name], first, nonzero))
     params = sum(entry.params for entry in sizes.values())
     return Cost(
         layers=tuple(layers),
@@ -246,14 +262,14 @@ def _sum_up(module: nn.Module, watch: _Watch, size: tuple[int, int]) -> Cost:
     )
 
 
-def _layer(name: str, part: nn.Module, seen: _Seen, sizes: _Sizes, first: bool) -> LayerCost:
+def _layer(name: str, part: nn.Module, seen: _Seen, sizes: _Sizes, first: bool, nonzero: _Nonzero) -> LayerCost:
     weight = _own_tensors(part).get("weight")
     conv = part if isinstance(part, _ConvNd) else None
     macs = effective = 0
     if weight is not None and isinstance(part, _ConvNd | nn.Linear):
         # Every weight is used once at every position, whatever the groups.
         macs = weight.numel() * seen.positions
-        effective = int(torch.count_nonzero(weight)) * seen.positions
+        effective = nonzero(weight) * seen.positions
     return LayerCost(
         name=name,
         kind=_kind(part),

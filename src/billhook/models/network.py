@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from billhook.models.checkpoint import load_checkpoint, load_into, weights_hash
 from billhook.models.foreign import build_foreign, is_library
 from billhook.models.head import find_head, head_outputs
 from billhook.models.registry import REGISTRY, canonical, is_foreign, parse_spec
+from billhook.models.rough import RoughWeights
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,12 @@ def build(spec: str, classes: int | None = None, weights: str | Path | None = No
 
 
 def open_network(
-    spec: str | nn.Module, classes: int | None = None, weights: str | Path | None = None, seed: int = 0
+    spec: str | nn.Module,
+    classes: int | None = None,
+    weights: str | Path | None = None,
+    seed: int = 0,
+    *,
+    rough: bool = False,
 ) -> Network:
     """The network that a spec names, or a passed module, with what its images should be.
 
@@ -78,6 +85,7 @@ def open_network(
         classes: As in ``build``.
         weights: As in ``build``.
         seed: Of the random weights.
+        rough: Random weights need not be an initialisation: they are for a look, and quickly made.
 
     Raises:
         UsageError: A wrong name, option or value.
@@ -96,7 +104,9 @@ def open_network(
     parse_spec(spec)  # a wrong name is told before a missing file
     state = None if weights is None or pretrained else load_checkpoint(weights)
     text, make = _maker(spec, state, pretrained)
-    module, defaults = _seeded(make, classes, seed)
+    builtin = not is_foreign(text) or is_library(text)
+    with RoughWeights() if rough and builtin else contextlib.nullcontext():
+        module, defaults = _seeded(make, classes, seed)
     if state is not None:
         found = _outputs_of(state, find_head(module))
         if classes is not None and found not in (None, classes):
@@ -108,7 +118,6 @@ def open_network(
     if classes is not None and outputs != classes:
         raise _other_head(text, outputs, classes)
     given = state is not None or pretrained
-    builtin = not is_foreign(text) or is_library(text)
     # A user's factory may load weights of its own, so its spec does not settle them: hash what it made.
     digest = weights_hash(module) if given or not builtin else None
     module.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -14,6 +13,7 @@ from billhook.models import ChannelMap, PadShortcut
 from billhook.surgery.check import check_plan
 from billhook.surgery.plan import ChannelPlan, LayerCut
 from billhook.surgery.tensors import TensorCut, layer_channels, layer_cuts, resize
+from billhook.surgery.twin import twin
 
 
 class Silent(nn.Module):
@@ -75,7 +75,7 @@ def remove_channels(module: nn.Module, plan: ChannelPlan, *, share: bool = False
 def _double(module: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
     """A copy of the layers that has the same tensors, and those by identity."""
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, dict(tensors)), tensors
+    return twin(module, tensors), tensors
 
 
 def _part_with(parts: Iterable[nn.Module], tensors: Mapping[int, Tensor]) -> None:

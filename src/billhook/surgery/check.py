@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -90,7 +89,7 @@ def _check_positions(positions: Positions, total: int) -> None:
         raise ValueError("none is left")
     if positions[0] < 0 or positions[-1] >= total:
         raise ValueError(f"it has {total} of them")
-    if any(one >= other for one, other in pairwise(positions)):
+    if list(positions) != sorted(set(positions)):
         raise ValueError("they are not in order")
 
 

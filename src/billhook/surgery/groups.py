@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -102,10 +103,16 @@ class Grouping:
 
     def of_writer(self, layer: str) -> ChannelGroup | None:
         """The group that a layer writes, or None."""
+        return self._owners.get(layer)
+
+    @cached_property
+    def _owners(self) -> dict[str, ChannelGroup]:
+        owners: dict[str, ChannelGroup] = {}
         for group in self.groups.values():
-            if any(member.layer == layer for member in group.members if member.side != "in"):
-                return group
-        return None
+            for member in group.members:
+                if member.side != "in":
+                    owners.setdefault(member.layer, group)
+        return owners
 
     def fronts(self, reader: str) -> tuple[str, ...]:
         """The layers that carry channels to this one and nowhere else: without it they have nothing to do."""

@@ -328,4 +328,4 @@ def _where(left: _Mask | None) -> Positions | None:
 
 
 def _tuple(positions: NDArray[np.int64]) -> Positions:
-    return tuple(int(position) for position in positions)
+    return tuple(positions.tolist())

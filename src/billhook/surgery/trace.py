@@ -20,6 +20,7 @@ from torch import nn
 from billhook.errors import InputError
 from billhook.models import PadShortcut
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member, Side
+from billhook.surgery.twin import twin
 from billhook.surgery.watch import reshaping_layer, run_once, shared_layers
 
 _THROUGH = ("BN", "DEPTHWISE_CONV", "PRELU", "IN")
@@ -49,27 +50,46 @@ def trace_groups(module: nn.Module, input_size: int | tuple[int, int], channels:
     Raises:
         InputError: The network cannot take the image, or nothing can be traced.
     """
-    return _Tracer(module, input_size, channels).grouping()
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    try:
+        stand_in = copy.deepcopy(module).cpu().float()
+    except Exception as error:  # a weight that another tensor was computed into, say
+        raise InputError(
+            f"the channels of {type(module).__name__} cannot be traced: it cannot be copied ({error})",
+            "fold computed weights first, or prune its weights instead (crisp, magnitude)",
+        ) from error
+    return _Tracer(stand_in, torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))).grouping()
+
+
+def trace_trial(module: nn.Module, image: torch.Tensor) -> Grouping:
+    """The same, of a network that is a copy already: its tensors are not copied again.
+
+    Args:
+        module: The network; its layers are left as they are, its tensors as a forward pass leaves them.
+        image: ``[1, channels, height, width]``, in the network's precision.
+
+    Raises:
+        InputError: The network cannot take the image, or nothing can be traced.
+    """
+    own: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()}
+    own |= {id(buffer): buffer.detach() for buffer in module.buffers()}
+    stand_in, image = twin(module, own).cpu(), image.cpu()
+    if image.dtype != torch.float64:
+        stand_in, image = stand_in.float(), image.float()
+    return _Tracer(stand_in, image).grouping()
 
 
 class _Tracer:
-    def __init__(self, module: nn.Module, input_size: int | tuple[int, int], channels: int) -> None:
+    """Builds the graph of a network of its own, which it changes."""
+
+    def __init__(self, stand_in: nn.Module, image: torch.Tensor) -> None:
         import torch_pruning  # type: ignore[import-untyped]  # only pruning needs it; reading an artifact does not
 
-        size = (input_size, input_size) if isinstance(input_size, int) else input_size
-        try:
-            stand_in = copy.deepcopy(module).cpu().float().eval()
-        except Exception as error:  # a weight that another tensor was computed into, say
-            raise InputError(
-                f"the channels of {type(module).__name__} cannot be traced: it cannot be copied ({error})",
-                "fold computed weights first, or prune its weights instead (crisp, magnitude)",
-            ) from error
         self.shared = shared_layers(stand_in)
         # Before convolutions stand in for them.
         pads = {name: part for name, part in stand_in.named_modules() if isinstance(part, PadShortcut)}
         self.maps = {name: tuple(part.source()) for name, part in pads.items()}
-        image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
-        self.order = run_once(stand_in, image)
+        self.order = run_once(stand_in.eval(), image)
         stand_in.requires_grad_(True)
         self.network = stand_in
         self.kinds = torch_pruning.ops.OPTYPE
@@ -90,7 +110,7 @@ class _Tracer:
             except Exception as error:  # whatever a tracer may raise on a network that it does not understand
                 why = reshaping_layer(stand_in, image) or error
                 raise InputError(
-                    f"the channels of {type(module).__name__} cannot be traced: {why}",
+                    f"the channels of {type(stand_in).__name__} cannot be traced: {why}",
                     "prune its weights instead (crisp, magnitude)",
                 ) from error
         nodes = self.graph.module2node.values()

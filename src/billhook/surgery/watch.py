@@ -28,7 +28,8 @@ def run_once(network: nn.Module, image: torch.Tensor) -> list[str]:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
             order.setdefault(name)
             if isinstance(layer, PadShortcut):
-                maps[name] = nn.Conv2d(layer.inputs, len(layer.source()), 1, stride=layer.stride, bias=False)
+                conv = nn.Conv2d(layer.inputs, len(layer.source()), 1, stride=layer.stride, bias=False)
+                maps[name] = conv.to(image)
 
         return hook
 

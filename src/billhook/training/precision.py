@@ -11,9 +11,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from billhook.errors import RunError
@@ -51,6 +48,11 @@ class Room:
     """
 
     def __init__(self, device: str = "auto", precision: Precision = "auto") -> None:
+        # Training needs it; what only looks at a network or loads one does without, and starts sooner.
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedDataParallelKwargs
+
         wants_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         # Accelerate keeps one state per process; a second run in a notebook may want another device.
         if AcceleratorState._shared_state and bool(AcceleratorState().device.type == "cpu") != wants_cpu:
