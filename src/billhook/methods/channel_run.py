@@ -46,7 +46,7 @@ class ChannelRun:
     @property
     def seconds(self) -> float:
         """How long training took so far."""
-        return float(self.history[-1].get("seconds", 0.0)) if self.history else 0.0
+        return next((float(line["seconds"]) for line in reversed(self.history) if "seconds" in line), 0.0)
 
     def train(
         self,
