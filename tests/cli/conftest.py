@@ -14,7 +14,7 @@ from .commands import Cli, command, digit_image, small_prune
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``billhook train`` on digits: a run directory."""
     out = tmp_path_factory.mktemp("runs") / "dense"
-    train = ["train", "tinycnn", "--data", "digits", "--epochs", "5", "--batch-size", "64", "--quiet"]
+    train = ["train", "tinycnn", "--data", "digits", "--epochs", "2", "--batch-size", "64", "--quiet"]
     assert command(*train, "--out", str(out)) == 0
     return out
 

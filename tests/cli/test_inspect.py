@@ -150,10 +150,14 @@ def test_classes_of_a_run_go_by_its_labels(cli: Cli, pruned: Path) -> None:
     assert "does not know the class '7'" in refused.err
 
 
+@pytest.fixture(scope="module", params=["resnet101", "resnext50_32x4d", "mobilenet_v2"])
+def long_network(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return look_at(request.param, data={"input_size": 32})
+
+
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("model", ["resnet101", "resnext50_32x4d", "mobilenet_v2"])
-def test_long_networks_fit_the_terminal(model: str, width: int) -> None:
-    document = look_at(model, data={"input_size": 32})
+def test_long_networks_fit_the_terminal(long_network: dict[str, Any], width: int) -> None:
+    document = long_network
     text = printed(document, width, terminal=False)
     lines = text.splitlines()
     assert max(len(line) for line in lines) <= width

@@ -21,12 +21,12 @@ pytestmark = [
 ]
 
 CIFAR = [
-    # spec, weights, data, canonical spec, top-1 of the first 1,000 test images, of all 10,000
-    ("resnet20", "cifar10_resnet20", "cifar10", "resnet20", 0.932, 0.9173),
-    ("resnet32", "cifar10_resnet32", "cifar10", "resnet32", 0.933, 0.9263),
-    ("resnet56", "cifar10_resnet56", "cifar10", "resnet56", 0.940, 0.9339),
-    ("resnet56", "cifar100_resnet56_chenyaofo", "cifar100", "resnet56,shortcut=conv", 0.744, 0.7263),
-    ("resnet18", "cifar100_resnet18_half", "cifar100", "resnet18,stem=cifar,width=0.5", 0.716, 0.7245),
+    # spec, weights, data, canonical spec, how many of the first 250 test images are right, top-1 of all 10,000
+    ("resnet20", "cifar10_resnet20", "cifar10", "resnet20", 238, 0.9173),
+    ("resnet32", "cifar10_resnet32", "cifar10", "resnet32", 243, 0.9263),
+    ("resnet56", "cifar10_resnet56", "cifar10", "resnet56", 241, 0.9339),
+    ("resnet56", "cifar100_resnet56_chenyaofo", "cifar100", "resnet56,shortcut=conv", 189, 0.7263),
+    ("resnet18", "cifar100_resnet18_half", "cifar100", "resnet18,stem=cifar,width=0.5", 177, 0.7245),
 ]
 
 
@@ -47,13 +47,13 @@ def logits(network: Network, images: torch.Tensor, batch: int) -> torch.Tensor:
         return torch.cat([module((part.permute(0, 3, 1, 2) / 255 - mean) / std) for part in images.split(batch)])
 
 
-@pytest.mark.parametrize(("spec", "name", "data", "canonical", "top1", "_all"), CIFAR)
-def test_cifar_first_thousand(spec, name, data, canonical, top1, _all):
+@pytest.mark.parametrize(("spec", "name", "data", "canonical", "right", "_all"), CIFAR)
+def test_cifar_first_images(spec, name, data, canonical, right, _all):
     network = open_network(spec, weights=weights(name))
     assert network.spec == canonical
-    images, labels = cifar(data, 1000)
+    images, labels = cifar(data, 250)
     # One image of slack for another order of floating-point sums.
-    assert (logits(network, images, 250).argmax(1) == labels).float().mean().item() == pytest.approx(top1, abs=0.0011)
+    assert abs(int((logits(network, images, 250).argmax(1) == labels).sum()) - right) <= 1
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def imagenette(every: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_mobilenet_needs_its_padding():
-    images, labels = imagenette(every=5)
+    images, labels = imagenette(every=10)
     right, wrong = (
         (logits(open_network(spec, weights=weights("imagenet_mobilenet_v2_tfqat")), images, 25).argmax(1) == labels)
         .float()
@@ -88,9 +88,9 @@ def test_mobilenet_needs_its_padding():
         .item()
         for spec in ("mobilenet_v2,padding=tf", "mobilenet_v2")
     )
-    # 100 of the 500 images: 66 and 53 right, with one image of slack; the figure over all is in test_mobilenet_all.
-    assert right == pytest.approx(0.66, abs=0.011)
-    assert wrong == pytest.approx(0.53, abs=0.011)
+    # 50 of the 500 images: 32 and 24 right, with one image of slack; the figure over all is in test_mobilenet_all.
+    assert right == pytest.approx(0.64, abs=0.021)
+    assert wrong == pytest.approx(0.48, abs=0.021)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """The adapter for a torchvision whose operators do not load: what it mends, and what it leaves alone."""
 
+import json
 import subprocess
 import sys
+from subprocess import PIPE
 
 import pytest
 
@@ -50,20 +52,59 @@ def folder(tmp_path):
     return tmp_path
 
 
-def python(folder, code):
-    """In a process of its own: an operator that is declared stays declared."""
-    code = f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+# An operator that is declared stays declared: each piece of code gets a process of its own, the copy of one that has
+# imported PyTorch and nothing else.
+COPIES = """
+import json, os, sys, tempfile, traceback
+import torch, billhook.models
+
+for line in sys.stdin:
+    folder, code = json.loads(line)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
+                os.chdir(folder)
+                sys.path.insert(0, folder)
+                exec(compile(code, "code", "exec"), {"__name__": "__main__"})
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+        status = os.waitpid(child, 0)[1]
+        print(json.dumps([status, *(file.seek(0) or file.read() for file in (out, err))]), flush=True)
+"""
 
 
-def test_the_stand_in_raises_the_very_error(folder):
+@pytest.fixture(scope="module")
+def copies():
+    with subprocess.Popen([sys.executable, "-c", COPIES], stdin=PIPE, stdout=PIPE, text=True) as process:
+        yield process
+
+
+@pytest.fixture
+def python(copies, folder):
+    """Runs code in the folder and hands back what it prints."""
+
+    def run(code):
+        copies.stdin.write(json.dumps([str(folder), code]) + "\n")
+        copies.stdin.flush()
+        status, out, err = json.loads(copies.stdout.readline())
+        assert status == 0, err
+        return out.strip()
+
+    return run
+
+
+def test_the_stand_in_raises_the_very_error(python):
     code = "try:\n    import torchvision\nexcept RuntimeError as error:\n    print(error)"
-    assert python(folder, code) == "operator torchvision::nms does not exist"
+    assert python(code) == "operator torchvision::nms does not exist"
 
 
-def test_the_import_is_mended(folder):
+def test_the_import_is_mended(python):
     code = (
         "from billhook.models import open_network\n"
         "network = open_network('torchvision:small', 7)\n"
@@ -72,27 +113,27 @@ def test_the_import_is_mended(folder):
         "print(network.classes, builtins.runs, torch.ops.torchvision.qnms.default._schema)"
     )
     schema = "torchvision::qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    assert python(folder, code) == f"7 ['extension', 'extension'] {schema}"
+    assert python(code) == f"7 ['extension', 'extension'] {schema}"
 
 
-def test_what_has_no_implementation_says_so(folder):
+def test_what_has_no_implementation_says_so(python):
     code = (
         "import torch\nfrom billhook.models import open_network\nopen_network('torchvision:small')\n"
         "try:\n    torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)\n"
         "except NotImplementedError as error:\n    print('torchvision::nms' in str(error))"
     )
-    assert python(folder, code) == "True"
+    assert python(code) == "True"
 
 
 @pytest.mark.parametrize("spec", ["nets.py:net", "nets:net", "late.py:net"])
-def test_networks_of_ones_own_may_stand_on_torchvision(folder, spec):
+def test_networks_of_ones_own_may_stand_on_torchvision(python, spec):
     code = f"from billhook.models import open_network\nprint(open_network({spec!r}).classes)"
-    assert python(folder, code) == "10"
+    assert python(code) == "10"
 
 
-def test_timm_may_stand_on_it(folder):
+def test_timm_may_stand_on_it(python):
     code = "from billhook.models.foreign import _library\nprint(_library('timm').create_model(0))"
-    assert "Linear(in_features=12, out_features=10" in python(folder, code)
+    assert "Linear(in_features=12, out_features=10" in python(code)
 
 
 @pytest.mark.parametrize(
@@ -118,28 +159,31 @@ def test_another_error_passes_through_at_once(error):
     assert len(calls) == 1
 
 
-def test_another_error_of_torchvision_is_one_clear_line(folder):
+def test_another_error_of_torchvision_is_one_clear_line(python, folder):
     (folder / "torchvision" / "__init__.py").write_text("raise RuntimeError('built for another PyTorch')\n")
     code = (
         "from billhook.errors import UsageError\nfrom billhook.models import open_network\n"
         "try:\n    open_network('torchvision:small')\nexcept UsageError as error:\n    print(error)\n"
         "import torch\nprint(hasattr(torch.ops.torchvision, 'nms'))"
     )
-    first, second = python(folder, code).splitlines()
+    first, second = python(code).splitlines()
     assert first.startswith("torchvision cannot be imported: built for another PyTorch (pip install torchvision, ")
     assert second == "False"
 
 
-def test_what_still_fails_after_the_repair_is_told(folder):
+def test_what_still_fails_after_the_repair_is_told(python, folder):
     (folder / "torchvision" / "models.py").write_text("raise RuntimeError('and another thing')\n")
     code = (
         "from billhook.errors import UsageError\nfrom billhook.models import open_network\n"
         "try:\n    open_network('torchvision:small')\nexcept UsageError as error:\n    print(error.message)"
     )
-    assert python(folder, code) == "torchvision cannot be imported: and another thing"
+    assert python(code) == "torchvision cannot be imported: and another thing"
 
 
-def test_nothing_is_imported_that_nobody_named():
-    code = "import sys, billhook.models; print([m for m in ('torchvision', 'timm') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+def test_nothing_is_imported_that_nobody_named(python):
+    assert python("import sys; print([m for m in ('torchvision', 'timm') if m in sys.modules])") == "[]"
+
+
+def test_one_copy_knows_nothing_of_another(python):
+    assert python("import sys; sys.mark = 1; print(sys.mark)") == "1"
+    assert python("import sys; print(hasattr(sys, 'mark'))") == "False"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from .small import EFFORT
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a network that knows the digits."""
     out = tmp_path_factory.mktemp("weights") / "dense"
-    train = ["train", "tinycnn", "--data", "digits", "--epochs", "5", "--batch-size", "64", "--quiet"]
+    train = ["train", "tinycnn", "--data", "digits", "--epochs", "2", "--batch-size", "64", "--quiet"]
     assert run([*train, "--out", str(out)]) == 0
     return out / "model.safetensors"
 
@@ -28,7 +29,13 @@ def result(weights: Path) -> Result:
     return prune("tinycnn", "digits", **given, **EFFORT)
 
 
+@pytest.fixture(scope="session")
+def on_disk(result: Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That result as a run directory, which no test may change."""
+    return result.save(tmp_path_factory.mktemp("on_disk") / "saved")
+
+
 @pytest.fixture
-def saved(result: Result, tmp_path: Path) -> Path:
-    """That result as a run directory of the test's own."""
-    return result.save(tmp_path / "saved")
+def saved(on_disk: Path, tmp_path: Path) -> Path:
+    """A copy of it of the test's own."""
+    return Path(shutil.copytree(on_disk, tmp_path / "saved"))

@@ -94,19 +94,26 @@ def test_the_artifact_says_what_stayed(weights: Path, tmp_path: Path) -> None:
     assert macs[-1] == result.summary["pruned"]["macs"]
 
 
+IN_PHASES = ("slimming", "macs<=50%", "--set", "rounds=3", "--set", "share=0.6", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def whole(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run through all phases that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run(command_line(weights, out, *IN_PHASES)) == 0
+    return out
+
+
 @pytest.mark.parametrize(("phase", "step"), [("penalty", 3), ("round-1", 2), ("round-2", 1), ("prune", 2)])
 def test_interrupted_in_any_phase_it_ends_the_same(
-    weights: Path, tmp_path: Path, at_step: Callable[..., None], phase: str, step: int
+    weights: Path, whole: Path, tmp_path: Path, at_step: Callable[..., None], phase: str, step: int
 ) -> None:
-    more = ("--set", "rounds=3", "--set", "share=0.6", "--quiet")
-    asked = ("slimming", "macs<=50%", *more)
-    at_step(-1, list)
-    assert run(command_line(weights, tmp_path / "whole", *asked)) == 0
     at_step(step, lambda: os.kill(os.getpid(), signal.SIGINT), phase)
-    assert run(command_line(weights, tmp_path / "broken", *asked)) == 130
+    assert run(command_line(weights, tmp_path / "broken", *IN_PHASES)) == 130
     at_step(-1, list)
-    assert run(command_line(weights, tmp_path / "broken", *asked, "--resume")) == 0
-    same_run(tmp_path / "broken", tmp_path / "whole")
+    assert run(command_line(weights, tmp_path / "broken", *IN_PHASES, "--resume")) == 0
+    same_run(tmp_path / "broken", whole)
 
 
 def test_channels_first_then_crisp(weights: Path, tmp_path: Path) -> None:
@@ -164,13 +171,18 @@ def test_budgets_out_of_reach(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def smaller(weights: Path) -> bh.Result:
+    """A network with half its channels."""
+    return bh.prune("tinycnn", "digits", weights=weights, method="random", budget="macs<=50%", **FAST)
+
+
 @pytest.mark.parametrize(
     "damage",
     [[{"conv1": {"out": [0, 99]}}], [{"nowhere": {"out": [0]}}], [{"conv1": {"out": "all"}}], [3], {"conv1": {}}, "x"],
 )
-def test_a_damaged_plan_is_refused_in_one_line(weights: Path, tmp_path: Path, damage: Any) -> None:
-    result = bh.prune("tinycnn", "digits", weights=weights, method="random", budget="macs<=50%", **FAST)
-    place = result.save(tmp_path / "run")
+def test_a_damaged_plan_is_refused_in_one_line(smaller: bh.Result, tmp_path: Path, damage: Any) -> None:
+    place = smaller.save(tmp_path / "run")
     path = place / artifact.ARCHITECTURE
     described = json.loads(path.read_text())
     described["channels"] = damage

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -52,12 +54,16 @@ def run(arguments: Sequence[str]) -> int:
         return _run(arguments)
 
 
+@functools.cache
+def _parser() -> Any:
+    return typer.main.get_command(app)
+
+
 def _run(arguments: Sequence[str]) -> int:
     warnings.showwarning = _show_warning
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
-        command = typer.main.get_command(app)
-        result = command.main(args=list(arguments), prog_name="billhook", standalone_mode=False)
+        result = _parser().main(args=list(arguments), prog_name="billhook", standalone_mode=False)
         return int(result) if isinstance(result, int) else 0
     except BillhookError as error:
         return _fail(error, as_json, debug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ def _breakable(name: str) -> Markup:
     return Markup(".<wbr>").join(name.split("."))
 
 
-def _environment() -> jinja2.Environment:
+@functools.cache
+def _template() -> jinja2.Template:
+    """Reading it takes longer than filling it in: once per process, however many runs that carries out."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("billhook", "report"),
         autoescape=True,
@@ -33,7 +36,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    return environment
+    return environment.get_template("page.html")
 
 
 def _context(run: Run) -> dict[str, Any]:
@@ -85,11 +88,10 @@ def write_report(directory: str | Path) -> Path:
         RunError: The page cannot be written.
     """
     directory = Path(directory)
-    environment = _environment()
     run = read_run(directory)
     # the style sheet is ours: it goes in as it is
     css = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
-    text = environment.get_template("page.html").render(css=css, **_context(run)) + "\n"
+    text = _template().render(css=css, **_context(run)) + "\n"
     page = directory / NAME
     unfinished = directory / f".{NAME}.{os.getpid()}.tmp"
     try:
