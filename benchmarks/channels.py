@@ -50,7 +50,7 @@ class Cell:
     share: float = 1.0
     train: dict[str, Any] = field(default_factory=dict)
 
-    def recipe(self, root: Path, out: Path, threads: int | None) -> dict[str, Any]:
+    def recipe(self, root: Path, out: Path, threads: int | None, control: str) -> dict[str, Any]:
         protocol = PROTOCOLS[self.protocol]
         size = ""
         if self.equals is not None:
@@ -71,6 +71,7 @@ class Cell:
             "train": {"epochs": self.share * protocol["epochs"]} | self.train,
             "seed": 0,
             "threads": threads,
+            "control": control,
         }
 
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only cells whose name holds that text")
     parser.add_argument("--best", default="taylor", help="the baseline that goes on: best on validation images")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--control", default="run", help="none: without the fine-tuned dense network (half the time)")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     arguments = parser.parse_args()
     root, out = Path(os.environ["BILLHOOK_DATA"]), arguments.out
@@ -128,7 +130,7 @@ def main() -> None:
         if arguments.table or arguments.only not in cell.name or place.finished:
             continue
         print(f"== {cell.name}", flush=True)
-        recipe = make_recipe(cell.recipe(root, out, arguments.threads))
+        recipe = make_recipe(cell.recipe(root, out, arguments.threads, arguments.control))
         resume = place.partial is not None and place.partial.is_dir()
         run_recipe(recipe, out=place.directory, resume=resume, progress=RichProgress())
     header = ["cell", "dense", "fine-tuned", "pruned", "MACs %", "params %", "kB", "seconds"]
