@@ -17,9 +17,11 @@ from billhook.compensation import (
     fp_omp,
     input_slices,
     insert_pointwise,
+    opened,
     output_filters,
     pointwise_layers,
     pointwise_shapes,
+    pointwise_values,
     prunable_convolutions,
     shape_pointwise,
 )
@@ -259,3 +261,66 @@ def test_what_is_refused():
     part = wrapped("plain")
     with pytest.raises(ValueError, match="of 1 x 8"):
         part.without_outputs(fp_omp(part.slices()), 2)
+
+
+@BOTH
+@EVERY
+def test_in_full_width_it_computes_the_same(kind, select):
+    """Zeros where filters and inputs went: the shapes of the identities that were put in, outputs as they are."""
+    part = wrapped(kind)
+    inputs, outputs = part.conv.in_channels, part.conv.out_channels
+    out, inside = select(part.filters()), select(part.slices())
+    for small, kept in (
+        (part.without_outputs(out, 2), (range(inputs), out.kept(2))),
+        (part.without_inputs(inside, 2), (inside.kept(2), range(outputs))),
+    ):
+        large = small.widened(*(list(map(int, side)) for side in kept))
+        assert [p.shape for p in large.parameters()] == [p.shape for p in part.parameters()]
+        assert torch.allclose(large(image(part)), small(image(part)), rtol=0, atol=1e-9)
+    gone = out.removed(2)
+    large = part.without_outputs(out, 2).widened(range(inputs), out.kept(2).tolist())
+    assert not large.conv.weight[torch.from_numpy(gone)].any()
+    assert large.conv.weight[torch.from_numpy(out.kept(2))].any()
+    folded = part.without_outputs(out, 2).folded()
+    large = folded.widened(range(inputs), out.kept(2).tolist())
+    assert isinstance(large.before, nn.Identity)
+    assert torch.allclose(large(image(part)), folded(image(part)), rtol=0, atol=1e-9)
+
+
+@EVERY
+def test_sides_are_opened_one_by_one(kind):
+    conv = copy.deepcopy(CONVS[kind]).double()
+    x = torch.randn(2, conv.in_channels, 7, 8, dtype=torch.float64)
+    expected, weight = conv(x), conv.weight.clone()
+    for first, second in (("in", "out"), ("out", "in")):
+        one = opened(conv, first)
+        assert [isinstance(side, nn.Conv2d) for side in (one.before, one.after)] == [first == "in", first == "out"]
+        assert opened(one, first) is one
+        both = opened(one, second)
+        for part in (one, both):
+            assert torch.allclose(part(x), expected, rtol=0, atol=1e-12)
+    assert torch.equal(conv.weight, weight)
+    assert torch.allclose(conv(x), expected)
+
+
+def test_what_is_added_is_counted_before_it_is_made():
+    net = open_network("resnet20", 10).module
+    names = prunable_convolutions(net)
+    plain = sum(parameter.numel() for parameter in net.parameters())
+    shapes = {name: PointwiseShape(net.get_submodule(name).in_channels, None) for name in names[::2]}
+    shapes |= {name: PointwiseShape(None, net.get_submodule(name).out_channels) for name in names[1::2]}
+    added = pointwise_values(net, shapes)
+    shape_pointwise(net, shapes)
+    assert sum(parameter.numel() for parameter in net.parameters()) == plain + added
+    with pytest.raises(InputError, match="cannot have 99"):
+        pointwise_values(open_network("resnet20", 10).module, {names[0]: PointwiseShape(99, None)})
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 3, {}, {"inside": 3}, {"inside": None, "out": None}, {"inside": True, "out": 3},
+              {"inside": "3", "out": None}, {"inside": 2.0, "out": 1}, {"inside": 1, "out": 1, "more": 1}]
+)  # fmt: skip
+def test_data_that_are_no_shapes(wrong):
+    with pytest.raises(ValueError, match="1x1"):
+        PointwiseShape.from_dict(wrong)
+    assert PointwiseShape.from_dict({"inside": None, "out": 3}) == PointwiseShape(None, 3)

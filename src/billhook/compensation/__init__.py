@@ -5,13 +5,14 @@ from billhook.compensation.matrices import group_filters, input_slices, output_f
 from billhook.compensation.moments import Moments, collect_moments
 from billhook.compensation.next_layer import ReaderMap, absorb, absorbed, fit_reader, select_by_activations
 from billhook.compensation.omp import fp_omp
-from billhook.compensation.pointwise import (
-    Pointwise,
+from billhook.compensation.pointwise import Pointwise, Side, opened
+from billhook.compensation.pointwise_network import (
     PointwiseShape,
     fold_pointwise,
     insert_pointwise,
     pointwise_layers,
     pointwise_shapes,
+    pointwise_values,
     prunable_convolutions,
     shape_pointwise,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "PointwiseShape",
     "ReaderMap",
     "Selection",
+    "Side",
     "Solver",
     "absorb",
     "absorbed",
@@ -36,9 +38,11 @@ __all__ = [
     "group_filters",
     "input_slices",
     "insert_pointwise",
+    "opened",
     "output_filters",
     "pointwise_layers",
     "pointwise_shapes",
+    "pointwise_values",
     "prunable_convolutions",
     "select_by_activations",
     "shape_pointwise",

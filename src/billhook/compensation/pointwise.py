@@ -13,17 +13,17 @@ first 1x1 has no bias, so it maps padding to padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from billhook.compensation.matrices import input_slices, output_filters, runs
 from billhook.compensation.selection import Selection
-from billhook.errors import InputError
-from billhook.surgery.tensors import is_depthwise
+
+Side = Literal["in", "out"]
+"""Of a convolution: where its inputs come in, or its outputs go out."""
 
 
 class Pointwise(nn.Module):
@@ -81,9 +81,9 @@ class Pointwise(nn.Module):
         # Columns of G are channels of one group.
         weight = _blocks(after, self.groups)
         parts = torch.stack([part @ m for part, m in zip(weight, matrix, strict=True)])
-        small = _conv_like(self.conv, self.conv.in_channels, len(kept))
+        small = conv_like(self.conv, self.conv.in_channels, len(kept))
         small.weight.data.copy_(self.conv.weight.detach()[kept])
-        new_after = _conv_like(after, len(kept), after.out_channels)
+        new_after = conv_like(after, len(kept), after.out_channels)
         new_after.weight.data.copy_(parts.flatten(0, 1)[:, :, None, None])
         if after.bias is not None:
             cast(Tensor, new_after.bias).data.copy_(after.bias.detach())
@@ -105,12 +105,12 @@ class Pointwise(nn.Module):
         kept, matrix = self._matrix(selection, count, self.conv.in_channels)
         weight = _blocks(before, self.groups)
         parts = torch.stack([m.T @ part for part, m in zip(weight, matrix, strict=True)])
-        small = _conv_like(self.conv, len(kept), self.conv.out_channels)
+        small = conv_like(self.conv, len(kept), self.conv.out_channels)
         width = self.conv.in_channels // self.groups
         own = runs(self.conv.weight.detach(), 0, self.groups)
         local = runs(kept, 0, self.groups) % width
         small.weight.data.copy_(torch.cat([part[:, index] for part, index in zip(own, local, strict=True)]))
-        new_before = _conv_like(before, before.in_channels, len(kept))
+        new_before = conv_like(before, before.in_channels, len(kept))
         new_before.weight.data.copy_(parts.flatten(0, 1)[:, :, None, None])
         return Pointwise(new_before, small, self.after)
 
@@ -133,13 +133,45 @@ class Pointwise(nn.Module):
             second = _blocks(after, conv.groups)
             weight = torch.einsum("gpo,goihw->gpihw", second, weight)
             bias, after = after.bias, nn.Identity()
-        new = _conv_like(conv, conv.in_channels, conv.out_channels, bias=bias is not None or conv.bias is not None)
+        new = conv_like(conv, conv.in_channels, conv.out_channels, bias=bias is not None or conv.bias is not None)
         new.weight.data.copy_(weight.flatten(0, 1))
         bias = conv.bias if bias is None else bias
         if bias is not None:
             cast(Tensor, new.bias).data.copy_(bias.detach())
         plain = isinstance(before, nn.Identity) and isinstance(after, nn.Identity)
         return new if plain else Pointwise(before, new, after)
+
+    def widened(self, inside: Sequence[int], out: Sequence[int]) -> Pointwise:
+        """The same in full width: zeros where something was removed.
+
+        Args:
+            inside: Inputs of the full convolution that are left, ascending, equally many of each group.
+            out: Outputs of the same kind.
+
+        Returns:
+            One whose 1x1 convolutions have as many channels on either side, and which computes what this one does.
+        """
+        before, conv, after = self.before, self.conv, self.after
+        inputs = before.in_channels if isinstance(before, nn.Conv2d) else conv.in_channels
+        outputs = after.out_channels if isinstance(after, nn.Conv2d) else conv.out_channels
+        rows, groups = torch.tensor(out, device=conv.weight.device), conv.groups
+        columns = torch.tensor(inside, device=conv.weight.device)
+        large = conv_like(conv, inputs, outputs)
+        large.load_state_dict({"weight": _spread(conv.weight, rows, columns, outputs, inputs // groups)}
+                              | ({} if conv.bias is None else {"bias": conv.bias}))  # fmt: skip
+        if isinstance(before, nn.Conv2d):
+            every = torch.arange(inputs, device=columns.device)
+            first = conv_like(before, inputs, inputs)
+            first.weight.data.copy_(_spread(before.weight, columns, every, inputs, inputs // groups))
+            before = first
+        if isinstance(after, nn.Conv2d):
+            every = torch.arange(outputs, device=rows.device)
+            second = conv_like(after, outputs, outputs)
+            second.weight.data.copy_(_spread(after.weight, every, rows, outputs, outputs // groups))
+            if after.bias is not None:
+                cast(Tensor, second.bias).data.copy_(after.bias.detach())
+            after = second
+        return Pointwise(before, large, after)
 
     def _matrix(self, selection: Selection, count: int, width: int) -> tuple[Tensor, Tensor]:
         """Channels that stay, and ``[groups, channels of a group, count]``: what becomes of each of them."""
@@ -159,98 +191,25 @@ class Pointwise(nn.Module):
         return side
 
 
-@dataclass(frozen=True)
-class PointwiseShape:
-    """Widths of one convolution between 1x1 convolutions, as plain data.
-
-    Attributes:
-        inside: Inputs of the convolution; None: there is no 1x1 in front of it.
-        out: Its outputs; None: there is none behind it.
-    """
-
-    inside: int | None
-    out: int | None
-
-
-def prunable_convolutions(module: nn.Module) -> tuple[str, ...]:
-    """The convolutions that are published as prunable: wider than one pixel, and not the first; no depthwise ones.
-
-    The outer widths of a depthwise convolution stay what they are, and it has nothing else to lose.
-    """
-    convs = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
-    return tuple(name for name, part in convs[1:] if max(part.kernel_size) > 1 and not is_depthwise(part))
-
-
-def insert_pointwise(module: nn.Module, layers: Sequence[str]) -> None:
-    """Put identities around convolutions, in place; the network computes what it did.
+def opened(layer: nn.Conv2d | Pointwise, side: Side) -> Pointwise:
+    """A convolution with a 1x1 convolution on one side: the one that is there, or an identity.
 
     Args:
-        module: The network.
-        layers: Names of ``Conv2d`` layers.
-
-    Raises:
-        InputError: A layer that is none, or a depthwise one.
+        layer: As it is; it is left so, and shares what did not change.
+        side: Which of the two.
     """
-    for name in layers:
-        conv = _conv(module, name)
-        before = _identity(conv, conv.in_channels, bias=False)
-        after = _identity(conv, conv.out_channels, bias=conv.bias is not None)
-        inner = conv
-        if conv.bias is not None:
-            inner = _conv_like(conv, conv.in_channels, conv.out_channels, bias=False)
-            inner.weight.data.copy_(conv.weight.detach())
-            cast(Tensor, after.bias).data.copy_(conv.bias.detach())
-        module.set_submodule(name, Pointwise(before, inner, after))
-
-
-def pointwise_layers(module: nn.Module) -> dict[str, Pointwise]:
-    """The convolutions that stand between 1x1 convolutions, by name."""
-    return {name: part for name, part in module.named_modules() if isinstance(part, Pointwise)}
-
-
-def fold_pointwise(module: nn.Module) -> None:
-    """Fold every side that lost nothing back into its convolution, in place."""
-    for name, part in pointwise_layers(module).items():
-        module.set_submodule(name, part.folded())
-
-
-def pointwise_shapes(module: nn.Module) -> dict[str, PointwiseShape]:
-    """What :func:`shape_pointwise` needs to make the same structure of the network as it came."""
-    return {
-        name: PointwiseShape(
-            part.conv.in_channels if isinstance(part.before, nn.Conv2d) else None,
-            part.conv.out_channels if isinstance(part.after, nn.Conv2d) else None,
-        )
-        for name, part in pointwise_layers(module).items()
-    }
-
-
-def shape_pointwise(module: nn.Module, shapes: Mapping[str, PointwiseShape]) -> None:
-    """Give a network the structure of one that was pruned so, in place; its weights are then to be loaded.
-
-    Args:
-        module: The network as it came.
-        shapes: What :func:`pointwise_shapes` said.
-
-    Raises:
-        InputError: A layer that is not there, or widths that it cannot have.
-    """
-    for name, shape in shapes.items():
-        conv = _conv(module, name)
-        inside = conv.in_channels if shape.inside is None else shape.inside
-        out = conv.out_channels if shape.out is None else shape.out
-        for width, most in ((inside, conv.in_channels), (out, conv.out_channels)):
-            if not 0 < width <= most or width % conv.groups:
-                raise InputError(f"'{name}' cannot have {width} of {most} channels in {conv.groups} groups")
-        before: nn.Module = nn.Identity()
-        after: nn.Module = nn.Identity()
-        bias = conv.bias is not None
-        if shape.inside is not None:
-            before = _conv_like(_identity(conv, conv.in_channels, bias=False), conv.in_channels, inside)
-        if shape.out is not None:
-            after = _conv_like(_identity(conv, conv.out_channels, bias=bias), out, conv.out_channels)
-        inner = _conv_like(conv, inside, out, bias=bias and shape.out is None)
-        module.set_submodule(name, Pointwise(before, inner, after))
+    part = layer if isinstance(layer, Pointwise) else Pointwise(nn.Identity(), layer, nn.Identity())
+    conv = part.conv
+    if isinstance(part.before if side == "in" else part.after, nn.Conv2d):
+        return part
+    if side == "in":
+        return Pointwise(_identity(conv, conv.in_channels, bias=False), conv, part.after)
+    after, inner = _identity(conv, conv.out_channels, bias=conv.bias is not None), conv
+    if conv.bias is not None:
+        inner = conv_like(conv, conv.in_channels, conv.out_channels, bias=False)
+        inner.weight.data.copy_(conv.weight.detach())
+        cast(Tensor, after.bias).data.copy_(conv.bias.detach())
+    return Pointwise(part.before, inner, after)
 
 
 def _blocks(layer: nn.Conv2d, groups: int) -> Tensor:
@@ -258,30 +217,47 @@ def _blocks(layer: nn.Conv2d, groups: int) -> Tensor:
     return runs(layer.weight.detach().to("cpu", torch.float64).flatten(1), 0, groups)
 
 
-def _conv(module: nn.Module, name: str) -> nn.Conv2d:
-    conv = dict(module.named_modules()).get(name)
-    if type(conv) is not nn.Conv2d or is_depthwise(conv):
-        what = "a depthwise convolution" if isinstance(conv, nn.Conv2d) else "no two-dimensional convolution"
-        raise InputError(f"'{name}' is {what}: it cannot stand between 1x1 convolutions")
-    return conv
+def _spread(weight: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """``[height, width, ...]``: the weight of a smaller grouped layer in the shape of the larger one, zeros elsewhere.
+
+    Args:
+        weight: ``[outputs, inputs of a group, ...]``.
+        rows: Outputs of the larger layer that its rows stand for, ascending.
+        columns: Inputs of the larger layer, over all groups.
+        height: Outputs of the larger layer.
+        width: Inputs of one group of it.
+    """
+    large = weight.new_zeros(height, width, *weight.shape[2:])
+    per = columns.numel() // weight.shape[1]  # groups
+    for outputs, inputs, part in zip(rows.chunk(per), columns.chunk(per), weight.detach().chunk(per), strict=True):
+        large[outputs[:, None], (inputs % width)[None]] = part
+    return large
+
+
+def one_by_one(conv: nn.Conv2d, inputs: int, outputs: int, *, bias: bool) -> nn.Conv2d:
+    """A 1x1 convolution with the groups of ``conv``; its weights are to be filled in."""
+    layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Conv2d, inputs, outputs, 1, groups=conv.groups, bias=bias,
+        device=conv.weight.device, dtype=conv.weight.dtype,
+    )  # fmt: skip
+    for parameter in layer.parameters():
+        parameter.requires_grad_(conv.weight.requires_grad)
+    layer.train(conv.training)
+    return layer
 
 
 def _identity(conv: nn.Conv2d, channels: int, *, bias: bool) -> nn.Conv2d:
-    """A 1x1 convolution with the groups of ``conv`` that changes nothing."""
-    layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, channels, channels, 1, groups=conv.groups, bias=bias,
-        device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # fmt: skip
+    """One with as many outputs as inputs that changes nothing."""
+    layer = one_by_one(conv, channels, channels, bias=bias)
     width = channels // conv.groups
     eye = torch.eye(width).repeat(conv.groups, 1)
     layer.weight.data.copy_(eye[:, :, None, None])
     if layer.bias is not None:
         layer.bias.data.zero_()
-    layer.train(conv.training)
     return layer
 
 
-def _conv_like(conv: nn.Conv2d, inputs: int, outputs: int, *, bias: bool | None = None) -> nn.Conv2d:
+def conv_like(conv: nn.Conv2d, inputs: int, outputs: int, *, bias: bool | None = None) -> nn.Conv2d:
     """A convolution of other widths; its weights are to be filled in."""
     layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d, inputs, outputs, conv.kernel_size, stride=conv.stride, padding=conv.padding,
