@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -116,17 +115,9 @@ def chart(convolutions: Sequence[tuple[str, int, int]]) -> Markup:
                 )
             )
         pieces.append(Markup("</g>"))
-    for index in _labelled(number):
+    for index in plots.places(number):
         where = plots.percent_of((index + 0.5) / number)
         pieces.append(
             Markup('<text x="{}" y="100%" dy="1.6em" text-anchor="middle">{}</text>').format(where, index + 1)
         )
     return Markup().join([*pieces, Markup("</svg>")])
-
-
-def _labelled(number: int) -> list[int]:
-    """Positions that get their number below the bar: all of a few, else every fifth, tenth, twentieth, ..."""
-    if number <= 20:
-        return list(range(number))
-    step = next(step for step in (5, 10, 20, 50, 100, math.inf) if number / step <= 14)
-    return [0] if step == math.inf else [0, *(place - 1 for place in range(int(step), number + 1, int(step)))]

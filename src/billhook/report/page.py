@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from billhook.errors import RunError
-from billhook.report import channels, classes, layers, plots, tables
+from billhook.report import channels, classes, gates, layers, plots, rounds, tables
 from billhook.report.read import Run, read_run
 
 NAME = "report.html"
@@ -53,6 +53,8 @@ def _context(run: Run) -> dict[str, Any]:
         "history": tables.history_rows(run),
         "rounds": tables.mask_rows(run),
         "unreadable": run.unreadable,
+        "gates": gates.gate_view(run),
+        "search": rounds.search_view(run),
         "channels": removed,
         # Where channels went and no weight is zero there is nothing to say of zeros.
         "show_layers": removed is None or layers.have_zeros(run),

@@ -113,14 +113,14 @@ def curves(history: Sequence[Json]) -> Curves:
         marks.append((start, "fine-tuning"))
 
     measure, drawn = _accuracy(control, epochs)
-    accuracy = _chart(drawn, span, across, marks, f"{measure} over the epochs", 260) if drawn else Markup()
+    accuracy = chart(drawn, span, across, marks, f"{measure} over the epochs", 260) if drawn else Markup()
 
     line = _series([*epochs, *masks], "sparsity")
     sparsity = Markup()
     if line:
         rounds = [entry["x"] for entry in masks]
         alt = "sparsity of the delivered network, as planned, over the epochs"
-        sparsity = _chart([Curve("pruned", "", line)], span, across, [], alt, 110, rounds, floor=0.0)
+        sparsity = chart([Curve("pruned", "", line)], span, across, [], alt, 110, rounds, floor=0.0)
     return Curves(measure, accuracy, sparsity, [(curve.style, curve.name) for curve in drawn])
 
 
@@ -142,7 +142,7 @@ def _accuracy(control: list[Json], epochs: list[Json]) -> tuple[str, list[Curve]
     return "", []
 
 
-def _chart(
+def chart(
     drawn: list[Curve],
     span: tuple[float, float],
     across: list[float],
@@ -152,9 +152,26 @@ def _chart(
     rounds: Sequence[float] = (),
     floor: float | None = None,
 ) -> Markup:
+    """One chart of shares over the epochs.
+
+    Args:
+        drawn: At least one curve, none without points.
+        span: First and last epoch of the axis.
+        across: Ticks of that axis.
+        marks: (epoch, text) of dashed vertical lines.
+        alt: What is shown, for those who do not see it; the ends of the curves are added.
+        height: In CSS pixels.
+        rounds: Epochs of short ticks on the axis.
+        floor: Lowest share of the axis; None: that of the curves.
+
+    Returns:
+        Inline SVG.
+    """
     values = [y for curve in drawn for _, y in curve.points]
     low = min(values) if floor is None else floor
     high = max(max(values), low + 0.05)
+    if max(values) <= 1 < high:  # nothing is above 100 %: the room is left below
+        low, high = min(low, 0.95), 1.0
     up = ticks(low, high, 5 if height > 150 else 2)
     bottom, top = up[0], up[-1]
 
@@ -209,6 +226,19 @@ def _chart(
                 )
             )
     return Markup().join([*pieces, Markup("</svg>")])
+
+
+def places(number: int, most: int = 20) -> list[int]:
+    """Positions in [0, number) that get a label: all of a few, else every fifth, tenth, twentieth, ...
+
+    Args:
+        number: How many there are.
+        most: So many labels find room.
+    """
+    if number <= most:
+        return list(range(number))
+    step = next(step for step in (5, 10, 20, 50, 100, math.inf) if number / step <= 0.7 * most)
+    return [0] if step == math.inf else [0, *(place - 1 for place in range(int(step), number + 1, int(step)))]
 
 
 def bar(share: float, style: str = "pruned") -> Markup:

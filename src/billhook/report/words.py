@@ -27,6 +27,7 @@ PHASES = {
     "prune": "pruning",
     "fine_tune": "fine-tuning",
     "penalty": "penalty on the scales",
+    "gates": "learning gates",
     "total": "total",
 }
 
