@@ -13,6 +13,8 @@ from billhook.methods.channel_pruning import channel_cost
 from billhook.models import build, open_network
 from billhook.surgery import plan_channels, remove_channels
 
+from .problems import carry_out, ready
+
 
 @pytest.fixture(scope="module")
 def counted():
@@ -62,3 +64,12 @@ def test_the_worst_gives_its_place_to_the_best_that_is_brought(counted):
     for inner, expected in (("layer2.0.conv1", [0, 4]), ("layer2.1.conv1", [4, 17])):
         assert inner in branches
         assert with_paths(grouping, kept | {inner: np.array([0])}, scores)[second].tolist() == expected
+
+
+@pytest.mark.parametrize("method", ["l1", "chipnet", "fp-backward", "hbgs"])
+@pytest.mark.parametrize("quantity", ["channels", "params"])
+def test_every_family_of_methods_leaves_a_path(method, quantity):
+    fields = {"batch_size": 12} if method == "chipnet" else {}
+    done = carry_out(ready("resnet20", method, f"{quantity}<=4%", **fields))
+    assert done.cost.totals()[quantity] <= 0.04 * done.prepared.setting.dense[quantity]
+    assert tells_images_apart(done.small)
