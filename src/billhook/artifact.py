@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import billhook
+from billhook.compensation import PointwiseShape, pointwise_layers, pointwise_shapes, pointwise_values, shape_pointwise
 from billhook.data import Data, Preprocess
 from billhook.data.labels import parse_labels
 from billhook.errors import BillhookError, InputError, RunError, UsageError
@@ -152,6 +153,7 @@ def architecture(
         "labels": data.label_entries(kept if sliced else None),
         "kept_classes": list(data.kept_names),
         "channels": [dict(plan) for plan in channels] or None,
+        "pointwise": {name: asdict(shape) for name, shape in pointwise_shapes(module).items()} or None,
         "patterns": {
             name: {"kind": p.kind, "n": p.n, "m": p.m, "block": p.block, "nonzero": int(p.mask.sum())}
             for name, p in patterns.items()
@@ -290,6 +292,8 @@ def load_network(
             raise ValueError("kept_classes that are no labels")
         digest = dict(described["hashes"]).get("model")
         plans = [ChannelPlan.from_dict(dict(plan)) for plan in described.get("channels") or ()]
+        between = dict(described.get("pointwise") or {})
+        shapes = {name: PointwiseShape.from_dict(shape) for name, shape in between.items()}
     except (AttributeError, KeyError, TypeError, ValueError, BillhookError) as error:
         raise InputError(f"{directory / ARCHITECTURE} is damaged: {error!r}", "copy the run directory again") from error
     # Decided by the spec, not by what the file claims: reading an artifact must never run code that it names.
@@ -303,12 +307,13 @@ def load_network(
         )
     state = unpack_state(tensors, metadata)
     if model is None:
-        _refuse_giant(directory, spec, classes, sum(array.size for array in state.values()), bool(plans))
+        _refuse_giant(directory, spec, classes, _values(state), bool(plans or shapes))
     # A network that was passed in stays as it is.
     network = open_network(copy.deepcopy(model) if model is not None else spec, classes)
     module = network.module
     for plan in plans[carried_out:]:
         module = remove_channels(module, plan)
+    _put_between(directory, module, shapes, _values(state))
     if sliced:
         try:
             module = slice_head(module, layer, kept)
@@ -326,6 +331,29 @@ def load_network(
         channels=tuple(plan.as_dict() for plan in plans),
     )
     return network, described, preprocess
+
+
+def _values(state: Mapping[str, NDArray[Any]]) -> int:
+    return sum(array.size for array in state.values())
+
+
+def _put_between(directory: Path, module: nn.Module, shapes: Mapping[str, PointwiseShape], stored: int) -> None:
+    """The 1x1 convolutions that stayed around convolutions, in place; a network that was passed in may have them.
+
+    Raises:
+        InputError: The network cannot have them, or they would be larger than all that is stored.
+    """
+    there = pointwise_layers(module)
+    missing = {name: shape for name, shape in shapes.items() if name not in there}
+    try:
+        if pointwise_values(module, missing) > stored:
+            raise InputError("more 1x1 convolutions than weights")
+        shape_pointwise(module, missing)
+    except InputError as error:
+        raise InputError(
+            f"{directory / ARCHITECTURE} does not fit the network: {error.message}",
+            "copy the run directory again, or name the network that was pruned",
+        ) from error
 
 
 def _refuse_giant(directory: Path, spec: str, classes: int, stored: int, cut: bool) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from billhook import artifact, latency
 from billhook.control import Control, control_key
-from billhook.cost import Cost, LayerCost, count
+from billhook.cost import Cost, count
 from billhook.data import Data, Preprocess
 from billhook.errors import RunError
 from billhook.formats import PatternInfo
@@ -108,6 +108,7 @@ def prove(
         patterns=patterns,
         channels=[*problem.network.channels, *(plan.as_dict() for plan in channels)],
     )
+    between = described["pointwise"] or {}
     described["hashes"]["control"] = control_key(setting) if tuned is not None else None
     with tempfile.TemporaryDirectory() as folder:
         size = artifact.write_model(Path(folder), small, patterns, described)
@@ -144,7 +145,7 @@ def prove(
         equivalence=_equivalence(setting, masked, delivered),
         described=described,
         report_data=_report_data(setting, dense, tuned, final, cost, patterns)
-        | (_channel_data(setting.cost, cost) if channels else {}),
+        | (_channel_data(setting.cost, cost, between) if channels or between else {}),
         seconds_dense=seconds_dense,
     )
 
@@ -231,28 +232,37 @@ def _report_data(
     return data
 
 
-def _channel_data(dense: Cost, delivered: Cost) -> dict[str, NDArray[Any]]:
-    """What each layer with a weight matrix had, and has; zeros where the layer went with its branch."""
+def _channel_data(dense: Cost, delivered: Cost, between: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """What each layer with a weight matrix had, and has; zeros where the layer went with its branch.
+
+    What stands around a convolution counts as its own (``between``: names of those with 1x1 convolutions around them).
+    """
     layers = {layer.name: layer for layer in dense.layers if layer.macs}
-    left: dict[str, LayerCost] = {}
+    columns = {what: dict.fromkeys(layers, 0) for what in ("channels", "macs", "params")}
     for layer in delivered.layers:
         name = layer.name
+        owner, _, part = name.rpartition(".")
+        if owner in between:
+            name = owner
         while name not in layers and name.endswith(".layer"):  # a layer between channel maps stands one deeper
             name = name.removesuffix(".layer")
-        if layer.macs:
-            left[name] = layer
+        if layer.macs and name in layers:
+            columns["macs"][name] += layer.macs
+            columns["params"][name] += layer.params
+            if owner not in between or part == "conv":
+                columns["channels"][name] = layer.channels
 
-    def column(found: Mapping[str, LayerCost], what: str) -> NDArray[Any]:
-        return np.array([getattr(found[name], what) if name in found else 0 for name in layers], dtype=np.int64)
+    def column(found: Iterable[int]) -> NDArray[Any]:
+        return np.array(list(found), dtype=np.int64)
 
     return {
         "channels/names": np.array(list(layers)),
-        "channels/dense": column(layers, "channels"),
-        "channels/kept": column(left, "channels"),
-        "channels/dense_macs": column(layers, "macs"),
-        "channels/macs": column(left, "macs"),
-        "channels/dense_params": column(layers, "params"),
-        "channels/params": column(left, "params"),
+        "channels/dense": column(layer.channels for layer in layers.values()),
+        "channels/kept": column(columns["channels"].values()),
+        "channels/dense_macs": column(layer.macs for layer in layers.values()),
+        "channels/macs": column(columns["macs"].values()),
+        "channels/dense_params": column(layer.params for layer in layers.values()),
+        "channels/params": column(columns["params"].values()),
     }
 
 

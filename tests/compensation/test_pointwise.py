@@ -303,6 +303,27 @@ def test_sides_are_opened_one_by_one(kind):
     assert torch.allclose(conv(x), expected)
 
 
+@BOTH
+@EVERY
+@pytest.mark.parametrize("side", ["out", "in"])
+def test_one_side_alone_loses_what_depends_on_the_rest(kind, side, select):
+    """No 1x1 on the other side, so the bias may still be the convolution's own."""
+    part = opened(copy.deepcopy(CONVS[kind]).double(), side)
+    depend(part, side, 2)
+    x = image(part)
+    expected = part(x).detach()
+    small = (
+        part.without_outputs(select(part.filters()), 2)
+        if side == "out"
+        else part.without_inputs(select(part.slices()), 2)
+    )
+    assert torch.allclose(small(x), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    kept = select(part.filters() if side == "out" else part.slices()).kept(2).tolist()
+    inside = kept if side == "in" else range(part.conv.in_channels)
+    large = small.widened(inside, kept if side == "out" else range(part.conv.out_channels))
+    assert torch.allclose(large(x), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
 def test_what_is_added_is_counted_before_it_is_made():
     net = open_network("resnet20", 10).module
     names = prunable_convolutions(net)

@@ -13,7 +13,8 @@ from billhook.methods.channel_choice import smallest
 from billhook.methods.channel_pruning import channel_cost
 from billhook.methods.counted import count_network
 from billhook.methods.greedy import GREEDY_PLANS
-from billhook.methods.greedy.candidates import Candidates, applied, changes, lrf_order
+from billhook.methods.greedy.candidates import Candidates, changes, lrf_order
+from billhook.methods.greedy.changes import applied
 from billhook.methods.greedy.current import Current
 from billhook.methods.greedy.end_errors import EndErrors, SharedPrefix
 from billhook.methods.greedy.goals import Goals, allowed_counts, next_count

@@ -34,7 +34,7 @@ class Pointwise(nn.Module):
 
     Args:
         before: The first; an identity when that side was folded.
-        conv: The convolution, without a bias.
+        conv: The convolution; without a bias where there is a second 1x1.
         after: The second, with the convolution's bias when it had one: removed filters take none of it along. An
             identity when that side was folded.
     """
@@ -110,6 +110,8 @@ class Pointwise(nn.Module):
         own = runs(self.conv.weight.detach(), 0, self.groups)
         local = runs(kept, 0, self.groups) % width
         small.weight.data.copy_(torch.cat([part[:, index] for part, index in zip(own, local, strict=True)]))
+        if self.conv.bias is not None:  # where there is no second 1x1 to carry it
+            cast(Tensor, small.bias).data.copy_(self.conv.bias.detach())
         new_before = conv_like(before, before.in_channels, len(kept))
         new_before.weight.data.copy_(parts.flatten(0, 1)[:, :, None, None])
         return Pointwise(new_before, small, self.after)

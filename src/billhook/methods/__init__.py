@@ -12,7 +12,7 @@ from billhook.methods.channel_pruning import CHANNEL_CONFIGS, ChannelLimits, Cha
 from billhook.methods.chipnet import ChipNet, ChipNetPlan
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.crisp import CRISP, BlockOnly, NMOnly
-from billhook.methods.greedy import GREEDY_PLANS
+from billhook.methods.greedy import GREEDY_PLANS, greedy_limits
 from billhook.methods.unstructured import Magnitude, Saliency
 from billhook.methods.weight_sparsity import WeightSparsityLimits, WeightSparsityPlan
 
@@ -30,14 +30,14 @@ METHODS: dict[str, Method] = {
         Method("saliency", Saliency, WeightSparsityPlan, WeightSparsityLimits),
         Method("chipnet", ChipNet, ChipNetPlan, ChannelLimits, _GENTLY),
         *(Method(name, config, ChannelPruningPlan, ChannelLimits, _GENTLY) for name, config in CHANNEL_CONFIGS.items()),
-        *(Method(name, config, plan, ChannelLimits, _GENTLY) for name, (config, plan) in GREEDY_PLANS.items()),
+        *(Method(name, config, plan, greedy_limits, _GENTLY) for name, (config, plan) in GREEDY_PLANS.items()),
     )
 }
 
 WEIGHT_METHODS = tuple(name for name, method in METHODS.items() if method.limits is WeightSparsityLimits)
 """Methods that set weights to zero."""
 
-CHANNEL_METHODS = tuple(name for name, method in METHODS.items() if method.limits is ChannelLimits)
+CHANNEL_METHODS = tuple(name for name in METHODS if name not in WEIGHT_METHODS)
 """Methods that remove channels."""
 
 

@@ -6,19 +6,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, lcm
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from billhook.cost import Cost
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, RunError, UsageError
 from billhook.methods.channel_paths import with_paths
-from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
+from billhook.surgery.channel_cost import QUANTITIES
 from billhook.surgery.groups import ChannelGroup, Grouping
 
 Scope = Literal["global", "uniform"]
 """Whether groups compete for the budget, or each loses the same share."""
+
+
+class Costs(Protocol):
+    """What a network costs with fewer channels: :class:`~billhook.surgery.channel_cost.ChannelCost`, or the like.
+
+    Attributes:
+        cost: Of the dense network with the head as it will be delivered.
+        names: Groups.
+        index: Their numbers.
+        channels: ``[groups]``: all of them.
+    """
+
+    cost: Cost
+    names: tuple[str, ...]
+    index: dict[str, int]
+    channels: NDArray[np.int64]
+
+    def many(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``[..., quantities]`` of ``[..., groups]``, in the order of :data:`QUANTITIES`."""
+        ...
+
+    def totals(self, kept: Mapping[str, int]) -> dict[str, float]:
+        """Of one choice, by quantity; groups that are not named keep all."""
+        ...
+
+    def largest(self, kept: Mapping[str, int], quantity: str) -> str:
+        """The layer that has the most of a quantity."""
+        ...
+
 
 TOLERANCE = 0.001
 """Overshoot of a sparsity that does not matter, as a share of the parameters (0.1 point)."""
@@ -30,7 +60,7 @@ TOLERANCE_OF_BOUND = 0.01
 def choose_channels(
     scores: Mapping[str, NDArray[np.float64]],
     grouping: Grouping,
-    cost: ChannelCost,
+    cost: Costs,
     budgets: Sequence[Budget],
     dense: Mapping[str, float],
     *,
@@ -92,7 +122,7 @@ def choose_channels(
 
 
 def smallest(
-    grouping: Grouping, cost: ChannelCost, round_to: int = 1, least: float = 0.0, *, branches: bool = True
+    grouping: Grouping, cost: Costs, round_to: int = 1, least: float = 0.0, *, branches: bool = True
 ) -> dict[str, int]:
     """The fewest channels that each group can keep.
 
@@ -118,7 +148,7 @@ def smallest(
 
 def feasibility(
     grouping: Grouping,
-    cost: ChannelCost,
+    cost: Costs,
     budgets: Sequence[Budget],
     dense: Mapping[str, float],
     *,
@@ -165,7 +195,7 @@ def feasibility(
 
 def check(
     grouping: Grouping,
-    cost: ChannelCost,
+    cost: Costs,
     budgets: Sequence[Budget],
     dense: Mapping[str, float],
     *,
@@ -212,7 +242,7 @@ class _Goal:
     tolerance: float
 
 
-def limit(budget: Budget, cost: ChannelCost, dense: Mapping[str, float]) -> tuple[str, float]:
+def limit(budget: Budget, cost: Costs, dense: Mapping[str, float]) -> tuple[str, float]:
     """What a budget counts when channels go, one of :data:`QUANTITIES`, and how much of it may be left.
 
     Args:
@@ -236,12 +266,12 @@ def limit(budget: Budget, cost: ChannelCost, dense: Mapping[str, float]) -> tupl
     return budget.quantity, float(floor(budget.absolute(dense) + rounding))
 
 
-def tolerance(budget: Budget, bound: float, cost: ChannelCost) -> float:
+def tolerance(budget: Budget, bound: float, cost: Costs) -> float:
     """How far below ``bound`` a quantity may stay when channels are handed back."""
     return TOLERANCE * cost.cost.params if budget.quantity == "sparsity" else TOLERANCE_OF_BOUND * bound
 
 
-def _goal(budget: Budget, cost: ChannelCost, dense: Mapping[str, float], fraction: float = 1.0) -> _Goal:
+def _goal(budget: Budget, cost: Costs, dense: Mapping[str, float], fraction: float = 1.0) -> _Goal:
     quantity, bound = limit(budget, cost, dense)
     column = QUANTITIES.index(quantity)
     start = float(cost.many(cost.channels)[column])
@@ -322,7 +352,7 @@ def _close(totals: NDArray[np.float64], goals: Sequence[_Goal]) -> bool:
     return any(goal.limit - totals[goal.column] <= goal.tolerance for goal in goals)
 
 
-def _shortest_prefix(units: _Units, cost: ChannelCost, goals: Sequence[_Goal]) -> int:
+def _shortest_prefix(units: _Units, cost: Costs, goals: Sequence[_Goal]) -> int:
     """How many units have to go; the cost never rises with one of them."""
     low, high = 0, len(units.group)
     while low < high:
@@ -334,7 +364,7 @@ def _shortest_prefix(units: _Units, cost: ChannelCost, goals: Sequence[_Goal]) -
     return low
 
 
-def _hand_back(units: _Units, removed: int, cost: ChannelCost, goals: Sequence[_Goal]) -> NDArray[np.int64]:
+def _hand_back(units: _Units, removed: int, cost: Costs, goals: Sequence[_Goal]) -> NDArray[np.int64]:
     """Give back what fits, the last removed first.
 
     A unit that does not fit never will: the more channels there are, the more it costs. So its group is done with; and

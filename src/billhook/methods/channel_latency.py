@@ -50,7 +50,10 @@ class Clock:
         self, module: nn.Module, counted: Counted, kept: Mapping[str, Sequence[int] | NDArray[np.int64]]
     ) -> float:
         """Milliseconds of ``module`` when its groups keep these channels; weights do not matter."""
-        small = remove_channels(module, plan_channels(module, counted.groups(), kept))
+        return self.of(remove_channels(module, plan_channels(module, counted.groups(), kept)))
+
+    def of(self, small: nn.Module) -> float:
+        """Milliseconds of a network with all outputs of its head, when it is delivered."""
         return latency.measure({"small": self.delivered(small)}, self.size)["small"].p50_ms
 
     def bound(self, budget: Budget) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,18 @@ from torch import nn
 
 from billhook.cost.budget import Budget
 from billhook.data import ImageSet
-from billhook.errors import InfeasibleError, InputError
 from billhook.methods.base import HistoryWriter, Outcome, Setting
-from billhook.methods.channel_choice import Scope, check, choose_channels, feasibility, smallest
-from billhook.methods.channel_latency import Clock, Kept, within
+from billhook.methods.channel_choice import Scope, choose_channels, smallest
+from billhook.methods.channel_latency import Kept, within
 from billhook.methods.channel_run import ChannelRun
 from billhook.methods.counted import Counted, count_network
+from billhook.methods.group_limits import GroupLimits
 from billhook.methods.slimming import L1Scales, strength
 from billhook.models import place
 from billhook.problem import Problem
 from billhook.progress import Progress
 from billhook.scores import ChannelScore, channel_scores, normalised, saliency_images, without_batchnorm
-from billhook.surgery import ChannelGroup, ChannelPlan, plan_channels
+from billhook.surgery import ChannelPlan, Grouping, plan_channels
 from billhook.surgery.channel_cost import ChannelCost
 from billhook.training.checkpoint import Journal
 from billhook.training.config import TrainConfig
@@ -81,19 +81,8 @@ def config_of(score: ChannelScore) -> type[ChannelConfig]:
 CHANNEL_CONFIGS: dict[str, type[ChannelConfig]] = {score: config_of(score) for score in get_args(ChannelScore)}
 
 
-class Bounds(Protocol):
-    """What a method that removes channels never goes below."""
-
-    @property
-    def round_to(self) -> int: ...
-    @property
-    def least(self) -> float: ...
-    @property
-    def branches(self) -> bool: ...
-
-
-class ChannelLimits:
-    """Which channels can be removed, and what the budgets count on them.
+class ChannelLimits(GroupLimits):
+    """Which channels can be removed, and what the budgets count on them; groups are channel groups.
 
     Args:
         counted: The network.
@@ -105,48 +94,18 @@ class ChannelLimits:
         UsageError: A budget that the method cannot move.
     """
 
-    def __init__(self, counted: Counted, budgets: Sequence[Budget], config: Bounds) -> None:
-        self.counted, self.config = counted, config
-        self.budgets = [budget for budget in budgets if budget.quantity != "latency"]
-        self.clocked = [budget for budget in budgets if budget.quantity == "latency"]
-        layers = [layer.name for layer in counted.cost.layers if layer.macs]
-        try:
-            self.grouping = counted.groups()
-        except InputError as error:
-            if budgets:
-                raise
-            self.left_dense = [{"name": name, "reason": error.message} for name in layers]
-            return
-        self.left_dense = [
-            {"name": name, "reason": self.grouping.refused.get(name, "its channels are in no group")}
-            for name in layers
-            if self.grouping.of_writer(name) is None
-        ]
-        if budgets and not self.grouping.groups:
-            reasons = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in self.left_dense[:3])
-            raise InputError(f"no channel of {counted.network.spec} can be removed ({reasons})")
+    def find_groups(self) -> Grouping:
+        """The channel groups."""
+        return self.counted.groups()
 
     @cached_property
     def cost(self) -> ChannelCost:
         """What the network costs with fewer channels; worked out when it is asked for."""
         return channel_cost(self.counted)
 
-    @cached_property
-    def clock(self) -> Clock:
-        """Milliseconds on this machine; the dense network is timed when a latency is first asked for."""
-        return Clock(self.counted, self.counted.cost.input_size[0])
-
-    @cached_property
-    def _clocked_rows(self) -> list[dict[str, object]]:
-        if not self.clocked:
-            return []
-        fewest = smallest(
-            self.grouping, self.cost, self.config.round_to, self.config.least, branches=self.config.branches
-        )
-        kept = {name: _first(self.grouping.groups[name], number) for name, number in fewest.items()}
-        floor = self.clock.without(self.counted.network.module, self.counted, kept)
-        binding = self.cost.largest(fewest, "macs")
-        return [self.clock.row(budget, floor, binding) for budget in self.clocked]
+    def milliseconds(self, kept: Mapping[str, NDArray[np.int64]]) -> float:
+        """On this machine, when the groups keep these channels."""
+        return self.clock.without(self.counted.network.module, self.counted, kept)
 
     def in_macs(
         self, choose: Callable[[Sequence[Budget]], Kept], counted: Counted, cost: ChannelCost
@@ -172,36 +131,6 @@ class ChannelLimits:
             (cost.totals(fewest)["macs"], cost.totals({})["macs"]),
         )
         return (Budget("macs", cost.totals(_numbers(kept))["macs"], "count"),)
-
-    @property
-    def _bounds(self) -> dict[str, Any]:
-        config = self.config
-        return {"round_to": config.round_to, "least": config.least, "branches": config.branches}
-
-    def check(self) -> None:
-        """Refuse what is out of reach.
-
-        Raises:
-            InfeasibleError: The budget is below what must be left.
-        """
-        check(self.grouping, self.cost, self.budgets, self.counted.dense, **self._bounds)
-        for budget, row in zip(self.clocked, self._clocked_rows, strict=True):
-            if not row["feasible"]:
-                raise InfeasibleError(
-                    f"{budget} cannot be reached: the smallest network takes {row['smallest']:.3g} ms here",
-                    "ask for less",
-                )
-
-    def feasibility(self) -> list[dict[str, object]]:
-        """One row per budget: dense, smallest reachable, asked, feasible."""
-        rows = feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, **self._bounds)
-        return rows + self._clocked_rows
-
-
-def _first(group: ChannelGroup, number: int) -> NDArray[np.int64]:
-    """As many channels of a group, the first ones of every section."""
-    starts = np.arange(group.sections, dtype=np.int64) * (group.channels // group.sections)
-    return (starts[:, None] + np.arange(number // group.sections, dtype=np.int64)).ravel()
 
 
 def channel_cost(counted: Counted) -> ChannelCost:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from billhook import artifact
+from billhook.compensation import pointwise_layers
 from billhook.cost import Cost, count
 from billhook.errors import InputError
 from billhook.formats import PatternInfo
@@ -71,6 +72,10 @@ def _once(network: Network, size: int) -> Callable[[], Grouping]:
 
     @functools.cache
     def found() -> Grouping | tuple[str, str]:
+        if pointwise_layers(network.module):
+            # Its artifact would have to say which came first, the channels or the 1x1 convolutions.
+            text = "it was pruned with 1x1 convolutions around its layers, and its channels cannot be removed any more"
+            return text, "prune the network that it came from"
         try:
             return channel_groups(network.module, size)
         except InputError as error:

@@ -2,6 +2,7 @@
 with (Purohit, Parvathgari and Bhattacharya, 2022 and 2024; Joo et al., 2021)."""
 
 from billhook.methods.greedy.config import FPOMP, HBGS, HBGTS, LRF, FPBackward, FPOMPSearch, GreedyConfig, SearchConfig
+from billhook.methods.greedy.removable import greedy_limits
 from billhook.methods.greedy.search import SearchPlan
 from billhook.methods.greedy.uniform import UniformPlan
 
@@ -27,4 +28,5 @@ __all__ = [
     "SearchConfig",
     "SearchPlan",
     "UniformPlan",
+    "greedy_limits",
 ]

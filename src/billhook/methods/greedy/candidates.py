@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,12 +27,11 @@ from billhook.compensation import (
 from billhook.compensation.moments import compensable
 from billhook.compensation.selection import Scaled, first_best
 from billhook.errors import UsageError
+from billhook.methods.greedy.changes import Changes
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.current import Current
+from billhook.methods.greedy.shrinking import Batches
 from billhook.surgery import ChannelGroup
-
-Batches = Callable[[], Iterable[Tensor]]
-"""Calibration images, anew with each call, on the network's device."""
 
 MOST = 1 << 30
 """Bytes of second moments that are held at the same time; for more the images run through again."""
@@ -242,25 +240,6 @@ def _constants(moments: Moments, kept: NDArray[np.int64]) -> ReaderMap:
     return replace(bare, constant=means.flatten().numpy(), shift=moments.shift)
 
 
-# ---------------------------------------------------------------------- looking at a candidate
-@dataclass(frozen=True)
-class Changes:
-    """What a candidate changes in a network of the old shape.
-
-    Attributes:
-        tensors: New parameters and buffers: layer → name → tensor.
-        cleared: Positions of the inputs that are gone, of readers without weights (padded shortcuts).
-    """
-
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    cleared: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def layers(self) -> set[str]:
-        """All layers that change."""
-        return {*self.tensors, *self.cleared}
-
-
 def changes(module: nn.Module, group: ChannelGroup, candidate: Candidate) -> Changes:
     """What has to change for the network to compute what it would without the channels; nothing is changed yet.
 
@@ -289,51 +268,3 @@ def changes(module: nn.Module, group: ChannelGroup, candidate: Candidate) -> Cha
         if member.layer not in members and member.dim is None:
             found.cleared[member.layer] = torch.from_numpy(member.positions(gone))
     return found
-
-
-@contextmanager
-def applied(module: nn.Module, change: Changes) -> Iterator[None]:
-    """The network with a candidate's changes, for as long as the context lasts."""
-    handles = []
-    with ExitStack() as stack:
-        for name, tensors in change.tensors.items():
-            stack.enter_context(_holding(module.get_submodule(name), tensors))
-        try:
-            for name, positions in change.cleared.items():
-                handles.append(module.get_submodule(name).register_forward_pre_hook(_clear(positions)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def called(layer: nn.Module, tensors: Mapping[str, Tensor], taken: Tensor) -> Tensor:
-    """What a layer would put out with other tensors; its hooks know nothing of it."""
-    with _holding(layer, tensors):
-        return cast(Tensor, layer.forward(taken))
-
-
-@contextmanager
-def _holding(layer: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    before: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for key, tensor in tensors.items():
-            store = cast(dict[str, Any], layer._parameters if key in layer._parameters else layer._buffers)
-            before.append((store, key, store[key]))
-            store[key] = nn.Parameter(tensor, requires_grad=False) if store is layer._parameters else tensor
-        yield
-    finally:
-        for store, key, value in before:
-            store[key] = value
-
-
-def _clear(positions: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (cleared(inputs[0], positions), *inputs[1:])
-
-    return hook
-
-
-def cleared(taken: Tensor, positions: Tensor) -> Tensor:
-    """A map with zeros in some channels; itself is left as it is."""
-    return taken.index_fill(1, positions.to(taken.device), 0)

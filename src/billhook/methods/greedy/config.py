@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Selector = Literal["backward", "omp"]
-Compensation = Literal["next-layer", "none"]
+Compensation = Literal["next-layer", "pointwise", "none"]
 Tap = Literal["logits", "last-block", "cross-entropy", "accuracy"]
 
 
@@ -18,7 +18,9 @@ class GreedyConfig(BaseModel):
 
     selector: Selector = Field("backward", description="how filters are chosen: FP-Backward or FP-OMP")
     compensation: Compensation = Field(
-        "next-layer", description="what makes up for removed channels: the weights that read them, or nothing"
+        "next-layer",
+        description="what makes up for removed channels: the weights that read them, 1x1 convolutions around every "
+        "convolution (as published), or nothing",
     )
     score: Literal["filters", "activations"] = Field(
         "filters", description="what filters are chosen by: their weights, or what comes out of them (backward only)"
@@ -34,6 +36,12 @@ class GreedyConfig(BaseModel):
     least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays")
     branches: bool = Field(True, description="the inside of a residual branch may go entirely")
     distil: bool = Field(True, description="distil from the dense network")
+
+    @model_validator(mode="after")
+    def _by_weights(self) -> Self:
+        if self.compensation == "pointwise" and self.score == "activations":
+            raise ValueError("compensation pointwise is made of weights: score must be filters")
+        return self
 
     @property
     def method(self) -> str:
@@ -61,6 +69,7 @@ class LRF(GreedyConfig):
 
     name: Literal["lrf"] = "lrf"
     selector: Literal["backward"] = "backward"
+    compensation: Literal["next-layer", "none"] = Field("next-layer", description="as in the other methods")
     score: Literal["filters"] = "filters"
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from billhook.methods.greedy.candidates import Changes, applied
+from billhook.methods.greedy.changes import Changes, Running, applied
 from billhook.methods.greedy.config import Tap
-from billhook.methods.greedy.current import Current
-from billhook.methods.greedy.layer_errors import Loss
+from billhook.methods.greedy.shrinking import Loss
 
 HELD = 1 << 28
 """Bytes of intermediate maps that are held at the same time: images run through in portions that keep to it."""
@@ -163,7 +162,7 @@ class EndErrors:
     def __init__(
         self,
         original: nn.Module,
-        current: Current,
+        current: Running,
         batches: Callable[[int], Iterable[Labelled]],
         *,
         tap: Tap,

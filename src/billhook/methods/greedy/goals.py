@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
 from billhook.cost.budget import Budget
-from billhook.methods.channel_choice import limit
-from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
+from billhook.methods.channel_choice import Costs, limit
+from billhook.surgery.channel_cost import QUANTITIES
 from billhook.surgery.groups import ChannelGroup
 
 
@@ -53,10 +53,18 @@ class Goals:
         budgets: The inequalities, none on latency.
         cost: What the network costs with fewer channels.
         dense: Totals of the dense network, which percentages are of.
+        gross: ``[..., quantities]`` of ``[..., groups]``: what savings are told from, and what falls with every
+            removal; None: the cost.
     """
 
-    def __init__(self, budgets: Sequence[Budget], cost: ChannelCost, dense: Mapping[str, float]) -> None:
-        self.cost = cost
+    def __init__(
+        self,
+        budgets: Sequence[Budget],
+        cost: Costs,
+        dense: Mapping[str, float],
+        gross: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None = None,
+    ) -> None:
+        self.cost, self.gross = cost, gross or cost.many
         found = [limit(budget, cost, dense) for budget in budgets]
         self._columns = [QUANTITIES.index(quantity) for quantity, _ in found]
         self._limits = np.array([bound for _, bound in found], dtype=np.float64)
@@ -77,8 +85,8 @@ class Goals:
 
     def saved(self, before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
         """Share of the way that a removal saves, added up over the goals; what is below a limit counts for nothing."""
-        first, last = (np.maximum(self._of(kept), self._limits) for kept in (before, after))
-        return float(((first - last) / self._gap).sum())
+        first, last = (np.maximum(self.gross(kept)[..., self._columns], self._limits) for kept in (before, after))
+        return float(((first - last) / self._gap)[self._of(before) > self._limits].sum())
 
     def _of(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(self.cost.many(kept)[..., self._columns])

@@ -10,14 +10,34 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from billhook.compensation.moments import compensable
-from billhook.methods.greedy.candidates import Changes, called, cleared
+from billhook.methods.greedy.changes import Changes, called, cleared
 from billhook.methods.greedy.current import Current
+from billhook.methods.greedy.shrinking import Loss
 
 HELD = 1 << 29
 """Bytes of original outputs that are held from round to round; more are computed anew."""
 
-Loss = tuple[float, float]
-"""An error now, and with the candidate."""
+
+class Held:
+    """What layers of the original network put out, batch by batch; held for the next time while there is room.
+
+    Args:
+        watch: Runs the original network on a batch: outputs by layer.
+    """
+
+    def __init__(self, watch: Callable[[Tensor], dict[str, Tensor]]) -> None:
+        self._watch = watch
+        self._outputs: list[dict[str, Tensor]] = []
+
+    def __call__(self, number: int, batch: Tensor) -> dict[str, Tensor]:
+        """Of the batch of that number; the same batch with each call."""
+        if number < len(self._outputs):
+            return self._outputs[number]
+        outputs = self._watch(batch)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in outputs.values())
+        if number == len(self._outputs) and (number + 1) * size <= HELD:
+            self._outputs.append(outputs)
+        return outputs
 
 
 class LayerErrors:
@@ -43,7 +63,7 @@ class LayerErrors:
     def __init__(self, original: nn.Module, current: Current, batches: Callable[[], Iterable[Tensor]]) -> None:
         self.original, self.current, self.batches = original, current, batches
         self._behind: dict[str, str] = {}
-        self._held: list[dict[str, Tensor]] | None = None
+        self._outputs = Held(self._watch)
         groups = current.grouping.groups
         weighted = {name: [m.layer for m in compensable(original, group)] for name, group in groups.items()}
         self._readers = {name: [m.layer for m in group.readers if m.dim is None] for name, group in groups.items()}
@@ -64,14 +84,13 @@ class LayerErrors:
                         if layer in outputs:
                             hook = self._hook(sums, name, layer, candidates[name], outputs[layer])
                             handles.append(module.get_submodule(layer).register_forward_pre_hook(hook))
-                _evaluated(module, batch)
+                evaluated(module, batch)
             finally:
                 for handle in handles:
                     handle.remove()
         found = {}
         for name in candidates:
-            ratios = [sums[name, layer] for layer in wanted[name] if (name, layer) in sums]
-            errors = [(part[:2] / part[2]) if part[2] > 0 else part[:2] * 0 for part in ratios]
+            errors = [ratios(sums[name, layer]) for layer in wanted[name] if (name, layer) in sums]
             mean = torch.stack(errors).mean(dim=0) if errors else torch.zeros(2)
             found[name] = (float(mean[0]), float(mean[1]))
         return found
@@ -87,8 +106,7 @@ class LayerErrors:
                 if layer in self._weighted
                 else cleared(taken, change.cleared[layer])
             )
-            squares = torch.stack([_square(now - target), _square(after - target), _square(target)])
-            sums[name, layer] = sums.get((name, layer), torch.zeros(3).double()) + squares.cpu()
+            sums[name, layer] = sums.get((name, layer), torch.zeros(3).double()) + squares(now, after, target)
 
         return hook
 
@@ -103,19 +121,6 @@ class LayerErrors:
         return output
 
     # ------------------------------------------------------------------ the original network
-    def _outputs(self, number: int, batch: Tensor) -> dict[str, Tensor]:
-        """What the readers put out in the original network."""
-        if self._held is not None and number < len(self._held):
-            return self._held[number]
-        outputs = self._watch(batch)
-        if number == 0 and self._held is None:
-            self._held = []
-        if self._held is not None and number == len(self._held):
-            size = sum(t.numel() * t.element_size() for t in outputs.values())
-            if (number + 1) * size <= HELD:
-                self._held.append(outputs)
-        return outputs
-
     def _watch(self, batch: Tensor) -> dict[str, Tensor]:
         wrote: dict[str, tuple[Tensor, int]] = {}
         outputs: dict[str, Tensor] = {}
@@ -147,19 +152,27 @@ class LayerErrors:
             for name, part in self.original.named_modules():
                 if isinstance(part, _BatchNorm) and part.track_running_stats:
                     handles.append(part.register_forward_hook(normalised(name)))
-            _evaluated(self.original, batch)
+            evaluated(self.original, batch)
         finally:
             for handle in handles:
                 handle.remove()
         return outputs
 
 
-def _square(tensor: Tensor) -> Tensor:
-    square: Tensor = torch.linalg.vector_norm(tensor.float()).double().square()
-    return square
+def squares(now: Tensor, after: Tensor, target: Tensor) -> Tensor:
+    """``[3]``, on the CPU: squared distances to a target, now and after, and what they are a share of."""
+    found = [
+        torch.linalg.vector_norm(part.float()).double().square() for part in (now - target, after - target, target)
+    ]
+    return torch.stack(found).cpu()
 
 
-def _evaluated(module: nn.Module, batch: Tensor) -> Tensor:
+def ratios(sums: Tensor) -> Tensor:
+    """``[2]``: errors now and after, from sums of :func:`squares`; zero where there was nothing."""
+    return sums[:2] / sums[2] if sums[2] > 0 else sums[:2] * 0
+
+
+def evaluated(module: nn.Module, batch: Tensor) -> Tensor:
     """What a network puts out in eval mode; its flags come back as they were."""
     flags = [(part, part.training) for part in module.modules()]
     try:

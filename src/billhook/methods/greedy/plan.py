@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from billhook.data import ImageSet
 from billhook.methods.base import Setting
-from billhook.methods.channel_pruning import ChannelConfig, ChannelLimits
+from billhook.methods.channel_choice import Costs
 from billhook.methods.channel_run import ChannelRun
-from billhook.methods.greedy.candidates import Batches, Candidates
 from billhook.methods.greedy.config import GreedyConfig
-from billhook.methods.greedy.current import Current
+from billhook.methods.greedy.removable import removable
+from billhook.methods.greedy.shrinking import Batches, Shrinking
 from billhook.models import place
 from billhook.scores import saliency_images
-from billhook.surgery import ChannelPlan
-from billhook.surgery.channel_cost import ChannelCost
 from billhook.training.config import TrainConfig
 
 FORWARD = 1 / 3
@@ -35,6 +32,9 @@ class GreedyPlan:
         setting: What is asked, and where it runs.
         config: Of the method.
 
+    Attributes:
+        left: The network as :meth:`finish` cut it.
+
     Raises:
         InputError: No channel can be removed.
         InfeasibleError: The budget is below what must be left.
@@ -44,8 +44,8 @@ class GreedyPlan:
     def __init__(self, setting: Setting, config: GreedyConfig) -> None:
         problem = setting.problem
         self.setting, self.config = setting, config
-        # It looks at round_to, least and branches.
-        self.limits = ChannelLimits(setting, problem.budgets, cast(ChannelConfig, config))
+        self.removable = removable(setting, problem.budgets, config)
+        self.limits = self.removable.limits
         self.left_dense = self.limits.left_dense
         self.limits.check()
         self.feasible = self.limits.feasibility()
@@ -56,7 +56,7 @@ class GreedyPlan:
         self.steps, self.share = max(1, problem.steps), 0.0
 
     @property
-    def cost(self) -> ChannelCost:
+    def cost(self) -> Costs:
         """What the network costs with fewer channels."""
         return self.limits.cost
 
@@ -78,10 +78,9 @@ class GreedyPlan:
         original = place(copy.deepcopy(setting.network.module), setting.room.device, self._layout)
         return original.requires_grad_(False).eval()
 
-    def current(self) -> Current:
-        """The network that will lose channels."""
-        setting = self.setting
-        return Current(setting.network.module, self.limits.grouping, setting.room.device, self._layout)
+    def begin(self, calibration: int) -> Shrinking:
+        """The network that will lose channels, proposals for it being made on so many images."""
+        return self.removable.begin(self.setting.room.device, self._layout, self.bare(self.images(calibration, 1)))
 
     def images(self, count: int, draw: int) -> ImageSet:
         """So many images of the training split: of the kept classes, that is."""
@@ -103,24 +102,16 @@ class GreedyPlan:
         labelled = self.labelled(images)
         return lambda: (batch for batch, _ in labelled(BATCH))
 
-    def candidates(self, current: Current, calibration: int) -> Candidates:
-        """Proposals for a network, on so many calibration images."""
-        return Candidates(self.config, current, self.bare(self.images(calibration, 1)))
-
-    def finish(self, run: ChannelRun, current: Current, line: dict[str, Any]) -> nn.Module:
+    def finish(self, run: ChannelRun, network: Shrinking, line: dict[str, Any]) -> nn.Module:
         """Cut the network, and write down what is left."""
-        module, plan = current.module, current.plan()
-        totals = self.cost.totals({name: len(channels) for name, channels in current.kept.items()})
+        totals = self.cost.totals({name: len(channels) for name, channels in network.kept.items()})
         run.record(
             {"phase": "prune", "event": "channels", "step": 0, "epoch": 0.0}
             | line
             | {name: int(totals[name]) for name in ("params", "macs", "channels")}
         )
-        return self._cut(run, module, plan)
-
-    def _cut(self, run: ChannelRun, module: nn.Module, plan: ChannelPlan) -> nn.Module:
-        with torch.no_grad():
-            return run.remove(module, plan)
+        self.left = network
+        return network.cut(run)
 
     @property
     def _layout(self) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +17,14 @@ from torch import nn
 from billhook.cost.budget import Budget
 from billhook.errors import Interrupted, RunError
 from billhook.methods.base import HistoryWriter, Outcome, Setting
-from billhook.methods.channel_choice import choose_channels
 from billhook.methods.channel_latency import MARGIN
 from billhook.methods.channel_run import ChannelRun
-from billhook.methods.greedy.candidates import Candidate, Candidates, Changes, changes
 from billhook.methods.greedy.config import HBGTS, FPOMPSearch, SearchConfig
-from billhook.methods.greedy.current import Current
 from billhook.methods.greedy.end_errors import EndErrors
 from billhook.methods.greedy.goals import END, Goals, allowed_counts, next_count
-from billhook.methods.greedy.layer_errors import LayerErrors, Loss
 from billhook.methods.greedy.plan import FORWARD, GreedyPlan
-from billhook.methods.greedy.uniform import agreed, in_macs, ranks, short_note, since
+from billhook.methods.greedy.shrinking import Candidate, Errors, Loss, Shrinking
+from billhook.methods.greedy.uniform import agreed, in_macs, short_note, since
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
 from billhook.training.interrupt import Interrupts
@@ -38,19 +36,6 @@ SAVE_EVERY = 20.0
 """Seconds between two saves of the search."""
 
 TINY = 1e-12
-
-
-class Errors(Protocol):
-    """What candidates cost."""
-
-    @property
-    def power(self) -> int:
-        """2 where errors are ratios of squares."""
-        ...
-
-    def measure(self, candidates: dict[str, Changes]) -> dict[str, Loss]:
-        """By group: the error now, and with the candidate."""
-        ...
 
 
 class SearchPlan(GreedyPlan):
@@ -84,20 +69,22 @@ class SearchPlan(GreedyPlan):
         }
         step, end = config.step, config.step_end
         self.step_end = end if end is not None else max(1, step // 2) if step >= 1 else step / 2
-        self.goals = Goals([*self.limits.budgets, *self._latency()], self.cost, setting.dense)
+        self.goals = self.goals_with(in_macs(self))
         self.rounds = max(1, self.goals.rounds(self.counts, step, self.step_end))
         # A round looks at all groups after a while, and at about three of them otherwise.
         looked = min(len(groups), len(groups) / config.stale + 3)
-        images = config.calibration + config.selection * self._passes(looked)
+        looks = self.removable.looks
+        images = config.calibration * looks + config.selection * self.passes(looked)
         ratio = min(1.0, config.allowance * problem.images / (self.rounds * images * FORWARD))
         most = len(problem.data.train)
         self.calibration = min(most, max(FEWEST, int(ratio * config.calibration)))
         self.selection = min(most, config.selection, max(FEWEST // 2, int(ratio * config.selection)))
-        self.expected = self.rounds * FORWARD * (self.calibration + self.selection * self._passes(looked))
+        self.expected = self.rounds * FORWARD * (self.calibration * looks + self.selection * self.passes(looked))
         if ratio < 1:
+            measures = f"measures on {self.calibration} images, and " if looks else ""
             self.notes.append(
-                f"{config.method} measures on {self.calibration} images, and compares on {self.selection}, in each of "
-                f"about {self.rounds} rounds: {100 * config.allowance:g} % of the run's images allow no more"
+                f"{config.method} {measures}compares on {self.selection} images, in each of about {self.rounds} "
+                f"rounds: {100 * config.allowance:g} % of the run's images allow no more"
             )
         self.steps = self.steps_without(self.expected)
         every = config.finetune_every
@@ -105,24 +92,13 @@ class SearchPlan(GreedyPlan):
         self.each = max(1, int(config.finetune_share * self.steps / self.finetunings)) if self.finetunings else 0
         self.share = min(config.finetune_share, self.finetunings * self.each / self.steps)
 
-    def _passes(self, candidates: float) -> float:
+    def passes(self, candidates: float) -> float:
         """Passes of the whole network that comparing so many candidates comes to."""
-        return 1 + candidates / 2 if self.at_end else 2.0
+        return 1 + candidates / 2 if self.at_end else self.removable.passes(candidates)
 
-    def _latency(self) -> tuple[Budget, ...]:
-        """About what the latency asked for comes to in MACs; the search measures again at its end."""
-        limits, config = self.limits, self.config
-        scores = {
-            name: ranks(np.arange(group.channels).reshape(group.sections, -1), group)
-            for name, group in limits.grouping.groups.items()
-        }
-        return in_macs(
-            self,
-            lambda more: choose_channels(
-                scores, limits.grouping, limits.cost, [*limits.budgets, *more], self.setting.dense, scope="uniform",
-                round_to=config.round_to, least=config.least, branches=config.branches,
-            ),
-        )  # fmt: skip
+    def goals_with(self, more: Sequence[Budget]) -> Goals:
+        """The budgets that can be counted, and more of them."""
+        return Goals([*self.limits.budgets, *more], self.cost, self.setting.dense, self.removable.gross)
 
     # ------------------------------------------------------------------ the run
     def run(
@@ -140,31 +116,27 @@ class SearchPlan(GreedyPlan):
         steps, self.steps = self.steps, self.steps + self._done
         run.train(small, "prune", steps)
         self.share = searched / run.seconds if run.seconds else 0.0
-        return run.outcome(small)
+        return self.left.outcome(run, small)
 
     def removed(self, run: ChannelRun) -> nn.Module:
         """The smaller network, before the long fine-tuning; :attr:`steps` are then those that are left for it."""
         search = _Search(self, run)
         search.run()
         state = search.state
-        small = self.finish(run, search.current, {"round": state.round, "search_seconds": round(state.seconds, 3)})
+        small = self.finish(run, search.network, {"round": state.round, "search_seconds": round(state.seconds, 3)})
         self._done = state.steps
         self.steps = max(1, self.steps_without(state.images) - state.steps)
         return small
 
-    def errors(self, current: Current) -> Errors:
+    def errors(self, network: Shrinking) -> Errors:
         """How candidates are compared."""
         setting, config = self.setting, self.config
         images = self.images(self.selection, 2)
         if isinstance(config, HBGTS | FPOMPSearch):
             kept = setting.problem.data.kept
             labelled = self.labelled(images)
-            return EndErrors(self.original(), current, labelled, tap=config.tap, head=setting.head, kept=kept)
-        return LayerErrors(self.original(), current, self.bare(images))
-
-    def milliseconds(self, current: Current) -> float:
-        """Of the network as it is."""
-        return self.limits.clock.without(self.setting.network.module, self.setting, current.kept)
+            return EndErrors(self.original(), network, labelled, tap=config.tap, head=setting.head, kept=kept)
+        return network.layer_errors(self.original(), self.bare(images))
 
 
 @dataclass
@@ -183,9 +155,9 @@ class _Search:
     def __init__(self, plan: SearchPlan, run: ChannelRun) -> None:
         self.plan, self.run_, self.config = plan, run, plan.config
         self.setting = plan.setting
-        self.current = plan.current()
-        self.candidates: Candidates = plan.candidates(self.current, plan.calibration)
-        self.errors = plan.errors(self.current)
+        self.network = plan.begin(plan.calibration)
+        self.looks = plan.removable.looks
+        self.errors = plan.errors(self.network)
         self.goals = plan.goals
         self.state = _State()
         self.cache: dict[str, tuple[Candidate, Loss]] = {}
@@ -197,30 +169,29 @@ class _Search:
         """Rounds until every budget is met."""
         started, last = perf_counter() - self.state.seconds, -math.inf
         config, state, room = self.config, self.state, self.setting.room
-        if self.goals.met(self.current.numbers):
+        if self.goals.met(self.network.numbers):
             self._tighten()
-        with (
-            Interrupts() as interrupts,
-            self.run_.progress.bar("search", 100, int(100 * self.goals.gone(self.current.numbers))) as bar,
-        ):
-            while not self.goals.met(self.current.numbers):
+        furthest = self.goals.gone(self.network.numbers)
+        with Interrupts() as interrupts, self.run_.progress.bar("search", 100, int(100 * furthest)) as bar:
+            while not self.goals.met(self.network.numbers):
                 fresh = not self.cache
                 if fresh:
-                    self.candidates.changed()  # so that a resumed run knows as much as this one
+                    self.network.forget()  # so that a resumed run knows as much as this one
                 if fresh and perf_counter() - last > SAVE_EVERY:
                     self._save()
                     last = perf_counter()
-                before = self.goals.gone(self.current.numbers)
                 self._round()
-                bar.advance(100 * (self.goals.gone(self.current.numbers) - before))
+                gone = self.goals.gone(self.network.numbers)  # what one removal adds may exceed what it saves
+                bar.advance(100 * max(0.0, gone - furthest))
+                furthest = max(furthest, gone)
                 state.seconds = perf_counter() - started
                 if config.finetune_every and state.round % config.finetune_every == 0:
                     self._finetune()
                 if state.round - state.refreshed >= config.stale:
                     self.cache.clear()
-                    self.candidates.changed()
+                    self.network.forget()
                     state.refreshed = state.round
-                if self.goals.met(self.current.numbers):
+                if self.goals.met(self.network.numbers):
                     self._tighten()
                 if room.any(interrupts.pending is not None):
                     number = interrupts.pending or 15
@@ -236,9 +207,9 @@ class _Search:
 
     def _round(self) -> None:
         started = perf_counter()
-        current, state = self.current, self.state
+        network, state = self.network, self.state
         self._look()
-        numbers = current.numbers
+        numbers = network.numbers
         name, score = "", math.inf
         for other in self.cache:
             worth = self._worth(other, numbers)
@@ -249,22 +220,20 @@ class _Search:
         candidate, loss = self.cache[name]
         least = self._least(name, candidate, numbers)
         if least != len(candidate.kept):
-            candidate = self.candidates.propose({name: least})[name]
-            state.images += FORWARD * self.plan.calibration * self.candidates.looks
+            candidate = network.propose({name: least})[name]
+            state.images += FORWARD * self.plan.calibration * self.looks
         self.short |= candidate.short
-        near = current.remove(name, candidate.kept, candidate.maps)
-        for other in near:
+        for other in network.remove(name, candidate):
             self.cache.pop(other, None)
-        self.candidates.changed(near, own=name)
         state.round += 1
-        totals = self.plan.cost.totals({group: len(kept) for group, kept in current.kept.items()})
+        totals = self.plan.cost.totals({group: len(kept) for group, kept in network.kept.items()})
         self._write(
             {
                 "event": "round",
                 "round": state.round,
                 "group": name,
                 "kept": len(candidate.kept),
-                "of": current.grouping.groups[name].channels,
+                "of": self.plan.limits.grouping.groups[name].channels,
                 "error": _short(self._error(loss)),
                 "errors": {group: _short(self._error(found)) for group, (_, found) in self.cache.items()}
                 | {name: _short(self._error(loss))},
@@ -276,30 +245,27 @@ class _Search:
 
     def _look(self) -> None:
         """Propose and compare what is not in the cache."""
-        plan, current = self.plan, self.current
-        numbers = current.numbers
-        step = self.config.step if self.goals.gone(numbers) < END else plan.step_end
+        plan, network = self.plan, self.network
+        step = self.config.step if self.goals.gone(network.numbers) < END else plan.step_end
         wanted = {}
-        for name, kept in current.kept.items():
+        for name, kept in network.kept.items():
             count = next_count(plan.counts[name], len(kept), step)
             if count is not None and name not in self.cache:
                 wanted[name] = count
         if not wanted:
             return
-        proposed = self.candidates.propose(wanted)
+        proposed = network.propose(wanted)
         found = self._measure(proposed)
         self.cache |= {name: (proposed[name], found[name]) for name in wanted}
-        self.state.images += FORWARD * plan.selection * plan._passes(len(wanted))
-        self.state.images += FORWARD * plan.calibration * self.candidates.looks
+        self.state.images += FORWARD * plan.selection * plan.passes(len(wanted))
+        self.state.images += FORWARD * plan.calibration * self.looks
 
-    def _measure(self, proposed: dict[str, Candidate]) -> dict[str, Loss]:
+    def _measure(self, proposed: Mapping[str, Candidate]) -> dict[str, Loss]:
         """Errors of all candidates, each process its share of them."""
-        room, groups = self.setting.room, self.current.grouping.groups
+        room = self.setting.room
         names = list(proposed)
         mine = names[room.rank :: room.world]
-        found = self.errors.measure(
-            {name: changes(self.current.module, groups[name], proposed[name]) for name in mine}
-        ) if mine else {}  # fmt: skip
+        found = self.errors.measure({name: self.network.changes(name, proposed[name]) for name in mine}) if mine else {}
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         for name, loss in found.items():
             table[names.index(name)] = torch.tensor(loss, dtype=torch.float64)
@@ -338,29 +304,29 @@ class _Search:
         if not limits.clocked:
             return
         bound = min(limits.clock.bound(budget) for budget in limits.clocked)
-        late = agreed(self.setting.room, plan.milliseconds(self.current) / bound)
+        late = agreed(self.setting.room, limits.milliseconds(self.network.kept) / bound)
         if late <= 1:
             return
-        totals = plan.cost.totals({name: len(kept) for name, kept in self.current.kept.items()})
+        totals = plan.cost.totals({name: len(kept) for name, kept in self.network.kept.items()})
         state.macs = max(1.0, math.floor(totals["macs"] * min(0.97, MARGIN / late)))
         self._ask()
 
     def _ask(self) -> None:
         more = () if self.state.macs is None else (Budget("macs", self.state.macs, "count"),)
-        self.goals = Goals([*self.plan.limits.budgets, *more], self.plan.cost, self.setting.dense)
+        self.goals = self.plan.goals_with(more)
 
     # ------------------------------------------------------------------ fine-tuning
     def _finetune(self) -> None:
         plan, state = self.plan, self.state
         number = state.round // self.config.finetune_every
-        if not plan.each or number > plan.finetunings or self.goals.met(self.current.numbers):
+        if not plan.each or number > plan.finetunings or self.goals.met(self.network.numbers):
             return
-        small = self.current.small()
+        small = self.network.small()
         self.run_.train(small, f"round-{number}", plan.each, recipe=plan.recipe())
-        self.current.take_back(small)
+        self.network.take_back(small)
         state.steps += plan.each
         self.cache.clear()
-        self.candidates.changed()
+        self.network.forget()
         state.refreshed = state.round
 
     # ------------------------------------------------------------------ history and state
@@ -372,9 +338,9 @@ class _Search:
             run.on_history(run.history)
 
     def _save(self) -> None:
-        kept = {name: channels.tolist() for name, channels in self.current.kept.items()}
+        kept = {name: channels.tolist() for name, channels in self.network.kept.items()}
         meta = {"state": vars(self.state), "kept": kept, "history": self.run_.history, "short": self.short}
-        self.run_.journal.save("search", self.current.tensors(), json.loads(json.dumps(meta)))
+        self.run_.journal.save("search", self.network.tensors(), json.loads(json.dumps(meta)))
 
     def _restore(self) -> None:
         saved = self.run_.journal.load("search")
@@ -382,7 +348,7 @@ class _Search:
             return
         tensors, meta = saved
         self.state = _State(**meta["state"])
-        self.current.restore(meta["kept"], tensors)
+        self.network.restore(meta["kept"], tensors)
         self.run_.history = meta["history"]
         self.short = meta["short"]
         if self.state.macs is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from billhook.cost.budget import Budget
@@ -15,11 +14,9 @@ from billhook.methods.base import HistoryWriter, Outcome, Setting
 from billhook.methods.channel_choice import choose_channels, smallest
 from billhook.methods.channel_latency import Kept, within
 from billhook.methods.channel_run import ChannelRun
-from billhook.methods.greedy.candidates import Candidates
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.plan import FORWARD, GreedyPlan
 from billhook.progress import Progress
-from billhook.surgery import ChannelGroup
 from billhook.training.checkpoint import Journal
 from billhook.training.precision import Room
 
@@ -46,8 +43,8 @@ class UniformPlan(GreedyPlan):
         groups = len(self.limits.grouping.groups)
         every = config.finetune_every or groups
         self.finetunings = -(-groups // every) - 1
-        needs = config.compensation != "none" or config.score == "activations"
-        passes = (1 + self.finetunings + (config.score == "activations")) if needs else 0
+        needs = self.removable.looks
+        passes = 1 + self.finetunings if needs else 0
         allowed = int(config.allowance * problem.images / max(1, passes * FORWARD))
         self.calibration = max(2, min(config.calibration, len(problem.data.train), allowed))
         if needs and self.calibration < min(config.calibration, len(problem.data.train)):
@@ -71,73 +68,56 @@ class UniformPlan(GreedyPlan):
         run = ChannelRun(self.setting, teacher, journal, progress, on_history)
         small = self.removed(run)
         run.train(small, "prune", max(1, self.steps - self._done))
-        return run.outcome(small)
+        return self.left.outcome(run, small)
 
     def removed(self, run: ChannelRun) -> nn.Module:
         """The smaller network, before the long fine-tuning."""
         started = perf_counter()
-        current = self.current()
-        candidates = self.candidates(current, self.calibration)
-        kept = self._choose(candidates)
-        names = [name for name in reversed(kept) if len(kept[name]) < len(current.kept[name])]
+        network = self.begin(self.calibration)
+        wanted = self._choose()
+        names = [name for name in reversed(wanted) if wanted[name] < len(network.kept[name])]
         every = self.config.finetune_every or len(names)
         self._done, short = 0, False
         for number in range(0, len(names), every or 1):
             if number and self.each:
-                small = current.small()
+                small = network.small()
                 run.train(small, f"round-{number // every}", self.each, recipe=self.recipe())
-                current.take_back(small)
+                network.take_back(small)
                 self._done += self.each
-                candidates.changed()
-            part = names[number : number + every]
-            proposed = candidates.propose({name: len(kept[name]) for name in part})
-            for name in part:
-                short |= proposed[name].short
-                current.remove(name, proposed[name].kept, proposed[name].maps)
+            network.forget()
+            short |= network.lose({name: wanted[name] for name in names[number : number + every]})
         if short:
             self.notes.append(short_note(self.calibration))
-        line = {"round": 1, "groups": {name: len(kept[name]) for name in kept}, "search_seconds": since(started)}
-        return self.finish(run, current, line)
+        return self.finish(run, network, {"round": 1, "groups": wanted, "search_seconds": since(started)})
 
-    def _choose(self, candidates: Candidates) -> Kept:
-        limits, config = self.limits, self.config
-        orders = candidates.orders()
-        scores = {name: ranks(orders[name], group) for name, group in limits.grouping.groups.items()}
-
-        def choose(more: Sequence[Budget]) -> Kept:
-            return choose_channels(
-                scores,
-                limits.grouping,
-                limits.cost,
-                [*limits.budgets, *more],
-                self.setting.dense,
-                scope="uniform",
-                round_to=config.round_to,
-                least=config.least,
-                branches=config.branches,
-            )
-
-        return choose(in_macs(self, choose))
+    def _choose(self) -> dict[str, int]:
+        """How many channels each group keeps."""
+        chosen = same_share(self, in_macs(self))
+        return {name: len(channels) for name, channels in chosen.items()}
 
 
-def ranks(order: NDArray[np.int64], group: ChannelGroup) -> NDArray[np.float64]:
-    """``[channels]``: a score that is higher the longer a channel stays; of all sections alike."""
-    scores = np.zeros(group.channels)
-    for section in order:
-        scores[section] = np.arange(len(section), 0, -1)
-    return scores
+def same_share(plan: GreedyPlan, more: Sequence[Budget] = ()) -> Kept:
+    """As many channels of every group as meet all budgets when each loses the same share; which ones is still open."""
+    limits = plan.limits
+    scores = {
+        name: np.arange(group.channels, 0, -1, dtype=np.float64) for name, group in limits.grouping.groups.items()
+    }
+    bounds = limits.bounds
+    return choose_channels(
+        scores, limits.grouping, limits.cost, [*limits.budgets, *more], plan.setting.dense, scope="uniform", **bounds
+    )
 
 
-def in_macs(plan: GreedyPlan, choose: Callable[[Sequence[Budget]], Kept]) -> tuple[Budget, ...]:
-    """What the latency asked for comes to in MACs, by measuring choices of channels; nothing when none is."""
-    limits, config = plan.limits, plan.config
+def in_macs(plan: GreedyPlan) -> tuple[Budget, ...]:
+    """What the latency asked for comes to in MACs, by measuring networks of the same share; nothing when none is."""
+    limits = plan.limits
     if not limits.clocked:
         return ()
-    cost, module = limits.cost, plan.setting.network.module
-    fewest = smallest(limits.grouping, cost, config.round_to, config.least, branches=config.branches)
+    cost = limits.cost
+    fewest = smallest(limits.grouping, cost, **limits.bounds)
     kept = within(
-        choose,
-        lambda kept: limits.clock.without(module, plan.setting, kept),
+        lambda more: same_share(plan, more),
+        limits.milliseconds,
         min(limits.clock.bound(budget) for budget in limits.clocked),
         (cost.totals(fewest)["macs"], cost.totals({})["macs"]),
     )
