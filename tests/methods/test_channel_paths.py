@@ -8,7 +8,7 @@ from torch import nn
 from billhook.cost.budget import parse_budgets
 from billhook.methods import count_network
 from billhook.methods.channel_choice import choose_channels, smallest
-from billhook.methods.channel_paths import with_paths
+from billhook.methods.channel_paths import has_path, with_paths
 from billhook.methods.channel_pruning import channel_cost
 from billhook.models import build, open_network
 from billhook.surgery import plan_channels, remove_channels
@@ -58,6 +58,8 @@ def test_the_worst_gives_its_place_to_the_best_that_is_brought(counted):
     found = with_paths(grouping, kept, scores)
     assert found[second].tolist() == [4, 17]
     assert found[first].tolist() == [3, 9]
+    assert has_path(grouping, found)
+    assert not has_path(grouping, kept)
     assert kept[second].tolist() == [0, 4]  # the choice itself is left alone
     # A branch that reads the first stage writes everything; one that reads the second has nothing to read.
     branches = [name for name, group in grouping.groups.items() if group.branch is not None]

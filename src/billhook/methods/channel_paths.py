@@ -48,6 +48,18 @@ def with_paths(
     return chosen
 
 
+def has_path(grouping: Grouping, kept: Mapping[str, NDArray[np.int64]]) -> bool:
+    """Whether every stream depends on the image; the inside of a branch need not.
+
+
+    Args:
+        grouping: The groups.
+        kept: Channels that stay, by group.
+    """
+    lit = _lit(grouping, kept)
+    return all(lit[name].any() for name, group in grouping.groups.items() if len(kept[name]) and group.branch is None)
+
+
 def _lit(grouping: Grouping, kept: Mapping[str, NDArray[np.int64]]) -> _Masks:
     """``[channels]`` of each group: kept ones that depend on the image. Grown from the layers that read no group."""
     gone = {
