@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from billhook.cost.budget import Budget
 from billhook.methods.base import Outcome
+from billhook.methods.channel_paths import has_path
 from billhook.methods.channel_pruning import ChannelLimits
 from billhook.methods.channel_run import ChannelRun
 from billhook.methods.counted import Counted
@@ -88,6 +89,10 @@ class ShrinkingGroups:
     def changes(self, group: str, candidate: Candidate) -> Changes:
         """What the readers of the group would become."""
         return changes(self.current.module, self.current.grouping.groups[group], candidate)
+
+    def leads(self, group: str, candidate: Candidate) -> bool:
+        """See :class:`Shrinking`."""
+        return has_path(self.current.grouping, self.current.kept | {group: candidate.kept})
 
     def remove(self, group: str, candidate: Candidate) -> set[str]:
         """Carry a candidate out; returns the groups that share a layer with it, and itself."""

@@ -213,7 +213,7 @@ class _Search:
         name, score = "", math.inf
         for other in self.cache:
             worth = self._worth(other, numbers)
-            if worth < score or not name:
+            if (worth < score or not name) and network.leads(other, self.cache[other][0]):
                 name, score = other, worth
         if not name:
             raise RunError("no channel is left that could go, and a budget is not met", "lower least or round_to")
@@ -223,6 +223,7 @@ class _Search:
             candidate = network.propose({name: least})[name]
             state.images += FORWARD * self.plan.calibration * self.looks
         self.short |= candidate.short
+        errors = {group: _short(self._error(found)) for group, (_, found) in self.cache.items()}
         for other in network.remove(name, candidate):
             self.cache.pop(other, None)
         state.round += 1
@@ -235,8 +236,7 @@ class _Search:
                 "kept": len(candidate.kept),
                 "of": self.plan.limits.grouping.groups[name].channels,
                 "error": _short(self._error(loss)),
-                "errors": {group: _short(self._error(found)) for group, (_, found) in self.cache.items()}
-                | {name: _short(self._error(loss))},
+                "errors": errors,
             }
             | {key: int(totals[key]) for key in ("params", "macs", "channels")}
             | {"images": round(state.images), "round_seconds": since(started)},

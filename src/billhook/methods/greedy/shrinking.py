@@ -81,6 +81,10 @@ class Shrinking(Protocol):
         """What a candidate would change in :attr:`module`."""
         ...
 
+    def leads(self, group: str, candidate: Any) -> bool:
+        """Whether the network with a candidate still has a path from the image to its outputs."""
+        ...
+
     def remove(self, group: str, candidate: Any) -> set[str]:
         """Carry a candidate out; returns the groups whose candidates no longer hold."""
         ...

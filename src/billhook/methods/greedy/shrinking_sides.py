@@ -133,6 +133,10 @@ class ShrinkingSides:
         """The convolution, with another in its place."""
         return Changes(parts={self._sides[group][0]: candidate.part})
 
+    def leads(self, group: str, candidate: SideCandidate) -> bool:
+        """A convolution keeps an input and an output, and streams their width: always."""
+        return True
+
     def remove(self, group: str, candidate: SideCandidate) -> set[str]:
         """Carry a candidate out; returns both sides of its convolution, whose weights are others now."""
         layer, _ = self._sides[group]
