@@ -166,7 +166,7 @@ def test_a_layer_between_channel_maps_and_one_that_is_gone() -> None:
     dense = network(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1))
     wired = Wired()
     wired.add_module("layer", nn.Conv2d(3, 8, 1))
-    data = _channel_data(count(dense, 4), count(network(wired, nn.Identity()), 4))
+    data = _channel_data(count(dense, 4), count(network(wired, nn.Identity()), 4), {})
     assert data["channels/names"].tolist() == ["a", "b", "fc"]
     assert data["channels/dense"].tolist() == [16, 8, 0]
     assert data["channels/kept"].tolist() == [8, 0, 0]
