@@ -1,0 +1,38 @@
+// What a kernel is: one family per file, compiled once per instruction set, in a namespace of its own.
+#ifndef BILLHOOK_KERNEL_H
+#define BILLHOOK_KERNEL_H
+
+#include "billhook.h"
+
+namespace billhook {
+
+// What a run hands to every step.
+struct Context {
+    const bh_header *header;
+    unsigned char *arena;
+    const unsigned char *weights;
+    const void *image;  // of BH_LOAD, one image
+    int image_type, layout;
+    float *outputs;  // of BH_STORE
+};
+
+// Does the part-th of `parts` equal shares of a step. Shares may run at the same time; they write different elements.
+// The share that writes a row of the output also clears the halo beside it; the first and last clear what lies above and below.
+using Kernel = void (*)(const Context &, const bh_step &, int part, int parts);
+
+// Kernels of one instruction set, by kind and by type of the activations; null where there is none.
+struct Kernels {
+    int lanes;
+    Kernel of[BH_KINDS][2];
+};
+
+const Kernels &portable_kernels();
+#ifdef BILLHOOK_X86
+const Kernels &avx2_kernels();
+const Kernels &avx512_kernels();       // bf16: null
+const Kernels &avx512_bf16_kernels();
+#endif
+
+}  // namespace billhook
+
+#endif

@@ -1,0 +1,220 @@
+// A vector of L floats, and what kernels do with it. Included by kernel files, which are compiled once per instruction set
+// with BILLHOOK_ISA naming the namespace: portable, avx2, avx512, avx512_bf16.
+#ifndef BILLHOOK_VEC_H
+#define BILLHOOK_VEC_H
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "kernel.h"
+
+namespace billhook {
+namespace BILLHOOK_ISA {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline bf16 to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+    return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+inline float to_float(bf16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+
+#if defined(__AVX512F__)
+
+constexpr int L = 16;
+struct Vec {
+    __m512 v;
+};
+struct Index {
+    __m512i v;
+};
+inline Vec zero() { return {_mm512_setzero_ps()}; }
+inline Vec set1(float x) { return {_mm512_set1_ps(x)}; }
+inline Vec load(const float *p) { return {_mm512_loadu_ps(p)}; }
+inline Vec load(const bf16 *p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+inline void store(float *p, Vec x) { _mm512_storeu_ps(p, x.v); }
+inline void store(bf16 *p, Vec x) {
+#if defined(__AVX512BF16__)
+    const __m256bh half = _mm512_cvtneps_pbh(x.v);
+    std::memcpy(p, &half, 32);
+#else
+    float values[16];
+    _mm512_storeu_ps(values, x.v);
+    for (int i = 0; i < 16; ++i) p[i] = to_bf16(values[i]);
+#endif
+}
+inline Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Index load_index(const uint8_t *p) {
+    return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))};
+}
+// Lane i gets x[index[i]].
+inline Vec permute(Vec x, Index index) { return {_mm512_permutexvar_ps(index.v, x.v)}; }
+
+#elif defined(__AVX2__)
+
+constexpr int L = 8;
+struct Vec {
+    __m256 v;
+};
+struct Index {
+    __m256i v;
+};
+inline Vec zero() { return {_mm256_setzero_ps()}; }
+inline Vec set1(float x) { return {_mm256_set1_ps(x)}; }
+inline Vec load(const float *p) { return {_mm256_loadu_ps(p)}; }
+inline Vec load(const bf16 *p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+}
+inline void store(float *p, Vec x) { _mm256_storeu_ps(p, x.v); }
+inline void store(bf16 *p, Vec x) {
+    float values[8];
+    _mm256_storeu_ps(values, x.v);
+    for (int i = 0; i < 8; ++i) p[i] = to_bf16(values[i]);
+}
+inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Index load_index(const uint8_t *p) {
+    return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)))};
+}
+inline Vec permute(Vec x, Index index) { return {_mm256_permutevar8x32_ps(x.v, index.v)}; }
+
+#else
+
+// Plain loops over eight lanes; a compiler makes of them what the machine has (two NEON registers, say).
+constexpr int L = 8;
+struct Vec {
+    float v[L];
+};
+struct Index {
+    uint8_t v[L];
+};
+#define BILLHOOK_EACH(expression)                   \
+    Vec result;                                     \
+    for (int i = 0; i < L; ++i) result.v[i] = (expression); \
+    return result
+inline Vec set1(float x) { BILLHOOK_EACH(x); }
+inline Vec zero() { return set1(0.0f); }
+inline Vec load(const float *p) { BILLHOOK_EACH(p[i]); }
+inline Vec load(const bf16 *p) { BILLHOOK_EACH(to_float(p[i])); }
+inline void store(float *p, Vec x) {
+    for (int i = 0; i < L; ++i) p[i] = x.v[i];
+}
+inline void store(bf16 *p, Vec x) {
+    for (int i = 0; i < L; ++i) p[i] = to_bf16(x.v[i]);
+}
+inline Vec add(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] + b.v[i]); }
+inline Vec sub(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] - b.v[i]); }
+inline Vec mul(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] * b.v[i]); }
+inline Vec div(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] / b.v[i]); }
+inline Vec max(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline Vec min(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline Vec fma(Vec a, Vec b, Vec c) { BILLHOOK_EACH(a.v[i] * b.v[i] + c.v[i]); }
+inline Index load_index(const uint8_t *p) {
+    Index result;
+    for (int i = 0; i < L; ++i) result.v[i] = p[i];
+    return result;
+}
+inline Vec permute(Vec x, Index index) { BILLHOOK_EACH(x.v[index.v[i] & (L - 1)]); }
+#undef BILLHOOK_EACH
+
+#endif
+
+// e^x for x of any size; relative error below 2e-7. Needed by sigmoid and SiLU only.
+inline Vec exponential(Vec x) {
+    float values[L];
+    store(values, x);
+    for (float &value : values) value = std::exp(value);
+    return load(values);
+}
+
+inline Vec activate(Vec x, int activation) {
+    switch (activation) {
+        case BH_RELU:
+            return max(x, zero());
+        case BH_RELU6:
+            return min(max(x, zero()), set1(6.0f));
+        case BH_SIGMOID:
+            return div(set1(1.0f), add(set1(1.0f), exponential(sub(zero(), x))));
+        case BH_HARDSIGMOID:
+            return min(max(fma(x, set1(1.0f / 6.0f), set1(0.5f)), zero()), set1(1.0f));
+        case BH_HARDSWISH:
+            return mul(x, min(max(fma(x, set1(1.0f / 6.0f), set1(0.5f)), zero()), set1(1.0f)));
+        case BH_SILU:
+            return div(x, add(set1(1.0f), exponential(sub(zero(), x))));
+        default:
+            return x;
+    }
+}
+
+// ---------------------------------------------------------------------- views and shares
+template <class T>
+inline T *at(const Context &context, const bh_view &view, int y = 0, int x = 0) {
+    return reinterpret_cast<T *>(context.arena + view.offset) + static_cast<int64_t>(y) * view.row +
+           static_cast<int64_t>(x) * view.pixel;
+}
+
+struct Range {
+    int from, to;
+};
+
+// The part-th of `parts` shares of `count` things; sizes differ by one at most.
+inline Range share(int count, int part, int parts) {
+    return {static_cast<int>(static_cast<int64_t>(count) * part / parts),
+            static_cast<int>(static_cast<int64_t>(count) * (part + 1) / parts)};
+}
+
+// Zeros into the halo beside rows from..to-1, and above and below the map for whoever has its first or last row.
+template <class T>
+inline void clear_halo(const Context &context, const bh_view &view, Range rows) {
+    if (!(view.top | view.left | view.bottom | view.right) || rows.from >= rows.to) return;
+    const int first = rows.from == 0 ? -view.top : rows.from;
+    const int last = rows.to == view.height ? view.height + view.bottom : rows.to;
+    const auto wipe = [&](int y, int x, int pixels) {
+        T *p = at<T>(context, view, y, x);
+        for (int i = 0; i < pixels; ++i, p += view.pixel) std::memset(static_cast<void *>(p), 0, sizeof(T) * view.padded);
+    };
+    for (int y = first; y < last; ++y) {
+        if (y < 0 || y >= view.height) {
+            wipe(y, -view.left, view.left + view.width + view.right);
+        } else {
+            wipe(y, -view.left, view.left);
+            wipe(y, view.width, view.right);
+        }
+    }
+}
+
+}  // namespace BILLHOOK_ISA
+}  // namespace billhook
+
+#endif
