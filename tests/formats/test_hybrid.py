@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from billhook.formats import (
     HybridLayer,
     PackedLayerError,
     bitmap_mask,
+    checked_positions,
     decode_bitmap,
     decode_hybrid,
     encode_bitmap,
@@ -199,6 +201,33 @@ def test_a_layer_that_contradicts_itself_is_refused(change, part):
     with pytest.raises(PackedLayerError) as caught:
         decode_hybrid(dataclasses.replace(layer, **change(layer)))
     assert caught.value.part == part
+
+
+@pytest.mark.parametrize(
+    ("sides", "kept"),
+    [((1 << 27, 1, 1, 1, 1, 0), 1), ((1 << 27, 1, 1, 1, 1, 1), 1), ((1, 1 << 27, 1, 1, 1, 0), 1 << 27)],
+)
+def test_a_layer_is_refused_in_less_memory_than_it_claims(sides, kept):
+    layer = HybridLayer(*sides, kept, np.empty(0, np.float32), np.empty(0, np.uint8), np.empty(0, np.uint8))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PackedLayerError, match="134217728 or more expected"):
+            decode_hybrid(layer)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_layer_that_keeps_nothing_is_checked_in_no_memory():
+    nothing = np.empty(0, np.float32), np.empty(0, np.uint8), np.empty(0, np.uint8)
+    tracemalloc.start()
+    try:
+        columns, offsets = checked_positions(HybridLayer(1 << 27, 1, 1, 1, 1, 1, 0, *nothing))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert (columns.shape, offsets.shape) == ((1 << 27, 0), (0, 1))
+    assert not decode_hybrid(HybridLayer(6, 2, 4, 2, 4, 4, 0, *nothing)).any()
 
 
 def test_plain_nm_layer_with_columns_is_refused():

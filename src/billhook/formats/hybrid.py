@@ -312,6 +312,32 @@ def hybrid_offsets(layer: HybridLayer) -> NDArray[Any]:
     return offsets
 
 
+def checked_positions(layer: HybridLayer) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Where the layer's values belong, all three arrays checked against each other and the geometry.
+
+    Takes time and memory in proportion to what is stored, whatever shape the layer claims.
+
+    Returns:
+        As :func:`hybrid_columns` and :func:`hybrid_offsets` return them.
+
+    Raises:
+        PackedLayerError: the layer contradicts itself.
+        ValueError: its geometry is impossible.
+    """
+    geometry = layer.geometry
+    values = layer.values
+    # Each kept block has a group in each of its rows. Columns that take no bytes do not vouch for the count of rows.
+    least = geometry.rows * layer.kept * layer.n
+    free = not geometry.column_count(layer.kept) * geometry.column_width
+    if free and values.size < least and layer.kept <= geometry.block_columns:
+        raise PackedLayerError("values", f"{list(values.shape)} stored, {least} or more expected")
+    columns = hybrid_columns(layer)
+    expected = geometry.value_count(columns) if layer.kept else 0
+    if values.shape != (expected,) or values.dtype != np.float32:
+        raise PackedLayerError("values", f"{values.dtype} {list(values.shape)} stored, float32 [{expected}] expected")
+    return columns, hybrid_offsets(layer)
+
+
 def decode_hybrid(layer: HybridLayer) -> NDArray[np.float32]:
     """The weight, float32 [O, taps, I]: the stored values bit for bit, +0.0 elsewhere.
 
@@ -333,16 +359,12 @@ def hybrid_mask(layer: HybridLayer) -> NDArray[np.bool_]:
 
 def _scatter(layer: HybridLayer, stream: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     geometry = layer.geometry
-    columns = hybrid_columns(layer)
-    expected = geometry.value_count(columns)
-    if layer.values.shape != (expected,) or layer.values.dtype != np.float32:
-        raise PackedLayerError(
-            "values", f"{layer.values.dtype} {list(layer.values.shape)} stored, float32 [{expected}] expected"
-        )
-    offsets = hybrid_offsets(layer)
+    columns, offsets = checked_positions(layer)
+    result = np.zeros((geometry.rows, geometry.taps, geometry.inputs), dtype)
+    if not stream.size:
+        return result
     unit, per_unit = geometry.unit()
     positions = geometry.unit_positions(columns)
-    result = np.zeros((geometry.rows, geometry.taps, geometry.inputs), dtype)
     pieces = stream.reshape(-1, per_unit)
     if geometry.m > 1:
         result.reshape(-1)[positions[:, None] * unit + offsets] = pieces
