@@ -65,10 +65,12 @@ typedef struct {
     int32_t kind, activation, flags, groups;
     int32_t kernel_y, kernel_x, stride_y, stride_x;
     int32_t dilation_y, dilation_x, pad_top, pad_left;
-    /* Choices of the planner: pixels and vectors of outputs of a tile; slots of an item; 0: pixels outside, outputs inside,
-     * 1: the other way round; how threads share the step: 0 rows, 1 outputs. */
-    int32_t tile, vectors, slots, order, split;
-    int32_t reserved[3];
+    /* Choices of the planner for BH_DENSE and BH_HYBRID. A tile is `rows` rows of at most `tile` pixels, by `vectors` vectors of
+     * outputs (BH_HYBRID: one); kernels exist for tile in 1..16 with one row, and for (rows, tile) = (2, 7), (2, 8), (2, 4),
+     * (4, 4), (4, 2); what a map is too narrow for, or a set of registers too small, is cut down. slots of an item: 1, 2, 4.
+     * order 0: pixels outside, outputs inside; 1: the other way round. split: threads share 0 rows, 1 outputs. */
+    int32_t tile, vectors, slots, order, split, rows;
+    int32_t reserved[2];
     bh_view in, other, out;
     int64_t values;   /* weights; -1: none, here and below */
     int64_t index;    /* BH_HYBRID: uint8; BH_GATHER: int32 */
