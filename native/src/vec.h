@@ -161,9 +161,9 @@ inline Vec exponential(Vec x) {
 inline Vec activate(Vec x, int activation) {
     switch (activation) {
         case BH_RELU:
-            return max(x, zero());
+            return max(zero(), x);
         case BH_RELU6:
-            return min(max(x, zero()), set1(6.0f));
+            return min(set1(6.0f), max(zero(), x));
         case BH_SIGMOID:
             return div(set1(1.0f), add(set1(1.0f), exponential(sub(zero(), x))));
         case BH_HARDSIGMOID:
