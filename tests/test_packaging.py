@@ -37,7 +37,7 @@ ROWS = [
     ["training"],
     ["latency"],
     ["patterns", "cost", "models", "data"],
-    ["track"],
+    ["runtime", "track"],
     ["formats", "progress", "environment"],
     ["errors", "__init__"],
 ]
@@ -51,6 +51,7 @@ KNOWS_ONLY = {
     "patterns": set(),
     "formats": {"errors"},
     "report": {"errors", "formats"},
+    "runtime": {"errors", "formats"},
     "track": {"errors", "progress"},
     "cost": {"errors"},
     "latency": set(),
@@ -181,7 +182,7 @@ def test_formats_need_numpy_and_nothing_else():
     assert not third_party(iter([SRC / "errors.py", SRC / "__init__.py", SRC / "__main__.py"]))
 
 
-@pytest.mark.parametrize("module", ["billhook", "billhook.formats", "billhook.errors"])
+@pytest.mark.parametrize("module", ["billhook", "billhook.formats", "billhook.runtime", "billhook.errors"])
 def test_a_device_without_torch_imports_it(module):
     heavy = ["torch", "pydantic", "typer", "PIL", "pyarrow", "sklearn", "accelerate"]
     loaded = in_fresh_python(f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])")

@@ -3,6 +3,7 @@
 from billhook.formats.arrays import read_npz
 from billhook.formats.bitmap import bitmap_mask, decode_bitmap, encode_bitmap
 from billhook.formats.bits import index_width, pack_bits, packed_bytes, unpack_bits
+from billhook.formats.graph import KINDS, Graph, Kind, Operator, Preprocess
 from billhook.formats.hybrid import (
     Geometry,
     HybridLayer,
@@ -14,6 +15,8 @@ from billhook.formats.hybrid import (
     hybrid_mask,
     hybrid_offsets,
 )
+from billhook.formats.network import PackedNetwork, read_network, write_network
+from billhook.formats.rules import shapes, window_count
 from billhook.formats.safetensors import header_bytes, load_json, read_safetensors, write_safetensors
 from billhook.formats.sizes import (
     PackedSize,
@@ -36,13 +39,19 @@ from billhook.formats.state import (
 )
 
 __all__ = [
+    "KINDS",
     "BitmapLayer",
     "Geometry",
+    "Graph",
     "HybridLayer",
+    "Kind",
+    "Operator",
     "PackedLayerError",
+    "PackedNetwork",
     "PackedSize",
     "PackedTensor",
     "PatternInfo",
+    "Preprocess",
     "bitmap_bits",
     "bitmap_mask",
     "checked_positions",
@@ -65,11 +74,15 @@ __all__ = [
     "packed_bytes",
     "packed_size",
     "packed_tensors",
+    "read_network",
     "read_npz",
     "read_safetensors",
+    "shapes",
     "size_report",
     "unpack_bits",
     "unpack_patterns",
     "unpack_state",
+    "window_count",
+    "write_network",
     "write_safetensors",
 ]

@@ -51,8 +51,8 @@ def bitmap_mask(bitmap: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.b
     return bits.astype(np.bool_).reshape(tuple(shape))
 
 
-def decode_bitmap(values: NDArray[np.float32], bitmap: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.float32]:
-    """The weight, float32 of ``shape``: the stored values bit for bit, +0.0 elsewhere.
+def check_bitmap(values: NDArray[np.float32], bitmap: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """The mask, as :func:`bitmap_mask` returns it, when there is a value for each of its weights and no other.
 
     Raises:
         PackedLayerError: values, bitmap and shape do not agree.
@@ -61,6 +61,16 @@ def decode_bitmap(values: NDArray[np.float32], bitmap: NDArray[np.uint8], shape:
     kept = int(np.count_nonzero(mask))
     if values.shape != (kept,) or values.dtype != np.float32:
         raise PackedLayerError("values", f"{values.dtype} {list(values.shape)} stored, float32 [{kept}] expected")
+    return mask
+
+
+def decode_bitmap(values: NDArray[np.float32], bitmap: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.float32]:
+    """The weight, float32 of ``shape``: the stored values bit for bit, +0.0 elsewhere.
+
+    Raises:
+        PackedLayerError: values, bitmap and shape do not agree.
+    """
+    mask = check_bitmap(values, bitmap, shape)
     weight = np.zeros(mask.shape, np.float32)
     weight[mask] = values
     return weight

@@ -30,7 +30,7 @@ KINDS: dict[str, Kind] = {
     "conv": Kind(1, ("weight", "bias?"), (*WINDOW, "dilation", "groups")),
     # On a vector [I]; weight [O, I], bias [O].
     "linear": Kind(1, ("weight", "bias?")),
-    # Of two values of one shape; ``multiply`` also [C, H, W] by [C, 1, 1] (squeeze and excitation).
+    # Of two values of one shape; ``multiply`` also [C, H, W] by [C, 1, 1], either first (squeeze and excitation).
     "add": Kind(2),
     "multiply": Kind(2),
     # Per channel, where no convolution takes it in: x * weight + bias, both [C].
@@ -68,8 +68,9 @@ class Operator:
         name: Of the module it came from; unique in the file.
         inputs: Values it takes: the network's input, or outputs of operators before it.
         output: The value it makes.
-        settings: As :data:`KINDS` says: ``stride``, ``dilation``, ``kernel``: [vertical, horizontal]; ``padding``:
-            [top, left, bottom, right]; ``groups``: a count; ``ceil``, ``count_padding``: true or false.
+        settings: As :data:`KINDS` says: ``stride``, ``dilation``, ``kernel``: (vertical, horizontal); ``padding``:
+            (top, left, bottom, right); ``groups``: a count; ``ceil``, ``count_padding``: true or false. Lists do as
+            well; they come back from a file as tuples.
         tensors: Role to the tensor's name in the file.
     """
 

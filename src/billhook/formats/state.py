@@ -13,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from billhook.errors import InputError
-from billhook.formats.bitmap import bitmap_mask, decode_bitmap, encode_bitmap
-from billhook.formats.hybrid import HybridLayer, PackedLayerError, decode_hybrid, encode_hybrid, hybrid_mask
+from billhook.formats.bitmap import bitmap_mask, check_bitmap, decode_bitmap, encode_bitmap
+from billhook.formats.hybrid import (
+    HybridLayer,
+    PackedLayerError,
+    checked_positions,
+    decode_hybrid,
+    encode_hybrid,
+    hybrid_mask,
+)
 from billhook.formats.safetensors import header_bytes, load_json
 
 PACKED_KEY = "billhook.packed"
@@ -151,15 +158,40 @@ def unpack_state(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str
         InputError: a packed layer is damaged; names the tensor.
     """
     packed = packed_tensors(tensors, metadata)
-    state = _unpacked(tensors, packed)
-    for name, item in packed.items():
-        with _naming(name):
-            if isinstance(item.layer, HybridLayer):
-                weight = decode_hybrid(item.layer)
-            else:
-                weight = decode_bitmap(item.layer.values, item.layer.bitmap, _matrix_shape(item.shape))
-            state[name] = _from_matrix(weight, item.shape)
-    return state
+    return plain_tensors(tensors, packed) | {name: unpack_tensor(name, item) for name, item in packed.items()}
+
+
+def plain_tensors(tensors: Mapping[str, NDArray[Any]], packed: Mapping[str, PackedTensor]) -> dict[str, NDArray[Any]]:
+    """The tensors of a file that are no part of its packed layers."""
+    taken = {
+        f"{name}.{part}"
+        for name, item in packed.items()
+        for part in _PARTS["hybrid" if isinstance(item.layer, HybridLayer) else "unstructured"]
+    }
+    return {name: array for name, array in tensors.items() if name not in taken}
+
+
+def unpack_tensor(name: str, item: PackedTensor) -> NDArray[np.float32]:
+    """One packed weight, dense, in its own shape, C order.
+
+    Raises:
+        InputError: it is damaged; names the tensor.
+    """
+    with _naming(name):
+        if isinstance(item.layer, HybridLayer):
+            weight = decode_hybrid(item.layer)
+        else:
+            weight = decode_bitmap(item.layer.values, item.layer.bitmap, _matrix_shape(item.shape))
+        return _from_matrix(weight, item.shape)
+
+
+def check_tensor(name: str, item: PackedTensor) -> None:
+    """Raise InputError, naming the tensor, when a packed weight is damaged; its dense form is not made."""
+    with _naming(name):
+        if isinstance(item.layer, HybridLayer):
+            checked_positions(item.layer)
+        else:
+            check_bitmap(item.layer.values, item.layer.bitmap, item.shape)
 
 
 def unpack_patterns(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, PatternInfo]:
@@ -207,7 +239,7 @@ def size_report(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
         else:
             report["bitmap"] += layer.bitmap.nbytes
             padding += -math.prod(item.shape) % 8
-    report["dense"] = sum(array.nbytes for array in _unpacked(tensors, packed).values())
+    report["dense"] = sum(array.nbytes for array in plain_tensors(tensors, packed).values())
     report["header"] = header_bytes(tensors, metadata)
     report["total"] = sum(report.values())
     report["padding_bits"] = padding
@@ -266,15 +298,6 @@ def _parse(name: str, entry: Any, tensors: Mapping[str, NDArray[Any]]) -> Packed
     with _naming(name):
         _ = layer.geometry
     return PackedTensor(tuple(shape), layer)
-
-
-def _unpacked(tensors: Mapping[str, NDArray[Any]], packed: Mapping[str, PackedTensor]) -> dict[str, NDArray[Any]]:
-    taken = {
-        f"{name}.{part}"
-        for name, item in packed.items()
-        for part in _PARTS["hybrid" if isinstance(item.layer, HybridLayer) else "unstructured"]
-    }
-    return {name: array for name, array in tensors.items() if name not in taken}
 
 
 def _affordable(shapes: Iterable[Iterable[int]], values: Iterable[NDArray[Any]]) -> bool:
