@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,12 @@ def write_network(
         RunError: the file could not be written; nothing is left behind.
     """
     try:
-        stored, metadata = pack_state({name: np.asarray(array) for name, array in tensors.items()}, patterns)
+        stored, metadata = pack_state({name: np.asarray(tensors[name]) for name in sorted(tensors)}, patterns)
     except ValueError as error:
         raise InputError(f"{path} cannot be written: {error}", "check the patterns of the layers") from error
-    metadata[NETWORK_KEY] = encode_graph(graph)
-    _named(path, stored, metadata)
+    with _naming(path):
+        metadata[NETWORK_KEY] = encode_graph(graph)
+        _network(stored, metadata)
     try:
         return write_safetensors(path, stored, metadata)
     except ValueError as error:
@@ -114,15 +116,15 @@ def read_network(path: str | os.PathLike[str]) -> PackedNetwork:
         raise InputError(
             f"{path} holds no packed network", "billhook export RUN --to packed makes one of a run directory"
         )
-    return _named(path, tensors, metadata)
-
-
-def _named(
-    path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
-) -> PackedNetwork:
-    """The network of a file's content, with the file named in what is refused."""
-    try:
+    with _naming(path):
         return _network(tensors, metadata)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file in what is refused."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{Path(path)}: {error.message}", error.hint) from error
 
@@ -134,14 +136,14 @@ def _network(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -
     graph = decode_graph(metadata[NETWORK_KEY])
     packed = packed_tensors(tensors, metadata)
     dense = plain_tensors(tensors, packed)
-    named = {name for operator in graph.operators for name in operator.tensors.values()}
-    for name in (*dense, *packed):
-        if name not in named:
-            raise _damaged(f"no operator uses tensor {short(name)}")
     all_shapes = {name: array.shape for name, array in dense.items()} | {
         name: item.shape for name, item in packed.items()
     }
     values = shapes(graph, all_shapes)
+    named = {name for operator in graph.operators for name in operator.tensors.values()}
+    for name in all_shapes:
+        if name not in named:
+            raise _damaged(f"no operator uses tensor {short(name)}")
     for operator in graph.operators:
         for role, name in operator.tensors.items():
             wanted = np.dtype(np.int32 if role == "index" else np.float32)

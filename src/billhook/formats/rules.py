@@ -313,7 +313,7 @@ _RULES: dict[str, Callable[[Operator, Sequence[Shape], Mapping[str, Shape]], Sha
 
 
 def _listed(names: Mapping[str, object]) -> str:
-    return short(", ".join(names)) if names else "none"
+    return ", ".join(short(name) for name in list(names)[:8]) or "none"
 
 
 def _refused(reason: str) -> InputError:
