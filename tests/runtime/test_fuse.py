@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from billhook.errors import InputError
 from billhook.runtime.fuse import Fused, Scaling, Step, Window, fuse, halo
 
 from .networks import Building
@@ -27,19 +28,23 @@ def test_an_activation_after_a_convolution_is_part_of_it():
     assert named(fused, "a").output == x
 
 
-@pytest.mark.parametrize("kind", ["add", "multiply", "scale"])
-def test_an_activation_after_arithmetic_is_part_of_it(kind):
+@pytest.mark.parametrize("kind", ["add", "multiply", "scale", "maxpool"])
+def test_an_activation_after_another_step_is_part_of_it(kind):
     net = Building((4, 8, 8))
-    x = net.add("relu", net.scale("x")) if kind == "scale" else net.add("relu", net.add(kind, ["x", "x"]))
+    made = {
+        "scale": lambda: net.scale("x"),
+        "maxpool": lambda: net.pool("maxpool", "x", 2, 2),
+    }.get(kind, lambda: net.add(kind, ["x", "x"]))
+    x = net.add("relu", made())
     fused = fuse(net.build(net.head(x)))
     assert kinds(fused) == [kind, "global", "conv"]
     assert fused.steps[0].activation == "relu"
 
 
-def test_an_activation_after_a_pool_or_of_the_input_stands_alone():
+def test_an_activation_of_the_input_or_of_joined_channels_stands_alone():
     net = Building((4, 8, 8))
-    x = net.add("relu", net.pool("maxpool", net.add("silu", "x"), 2, 2))
-    assert kinds(fuse(net.build(net.head(x)))) == ["unary", "maxpool", "unary", "global", "conv"]
+    x = net.add("relu", net.add("concat", ["x", net.add("silu", "x")]))
+    assert kinds(fuse(net.build(net.head(x)))) == ["unary", "concat", "unary", "global", "conv"]
 
 
 def test_of_two_activations_the_second_stands_alone():
@@ -219,6 +224,19 @@ def test_a_padded_average_is_not_the_mean():
     net = Building((4, 2, 2))
     y = net.pool("avgpool", "x", (2, 2), 3, 1, count_padding=True)
     assert kinds(fuse(net.build(net.add("flatten", y)))) == ["avgpool"]
+
+
+def test_an_average_that_counts_uneven_padding_is_a_convolution():
+    def made(padding, count=True, ceil=False, kernel=3):
+        net = Building((4, 8, 8))
+        y = net.pool("avgpool", "x", kernel, 2, padding, ceil, count_padding=count)
+        return fuse(net.build(net.head(y))).steps[0]
+
+    assert (made((0, 0, 1, 1)).kind, made((0, 0, 1, 1)).weight, made((0, 0, 1, 1)).groups) == ("depthwise", "", 4)
+    assert made((1, 1, 1, 1)).kind == "avgpool"
+    assert made((0, 0, 1, 1), count=False).kind == "avgpool"
+    with pytest.raises(InputError, match="beyond a padding"):
+        made((0, 0, 1, 1), ceil=True, kernel=4)
 
 
 def test_depthwise_and_other_groups():

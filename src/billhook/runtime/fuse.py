@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from billhook.errors import InputError
 from billhook.formats import PackedNetwork
 from billhook.formats.graph import Operator
 
 ACTIVATIONS = ("relu", "relu6", "sigmoid", "hardsigmoid", "hardswish", "silu")
-ACTIVATED = frozenset(("conv", "depthwise", "add", "multiply", "scale"))
+ACTIVATED = frozenset(("conv", "depthwise", "add", "multiply", "scale", "maxpool", "avgpool", "global"))
 """Kinds of steps that can end in an activation."""
 
 Shape = tuple[int, int, int]
@@ -56,7 +57,9 @@ class Step:
         activation: One of :data:`ACTIVATIONS`, or empty.
         residual: A value that is added to the result, or empty.
         residual_last: Whether that happens after the activation.
-        weight: Name of the tensor; empty where there is none. The same for ``bias`` and ``index``.
+        weight: Name of the tensor; empty where there is none, and for a ``depthwise`` that is the mean of its window.
+        bias: The same.
+        index: The same.
         flattened: Of a convolution that was a linear layer on a flattened map: the shape of that map.
         scalings: In the order in which they were taken in; those of inputs come before those of outputs.
         count_padding: Of ``avgpool``.
@@ -176,6 +179,8 @@ class _Fusing:
             padded = any(settings["padding"])
             if operator.kind == "avgpool" and window.kernel == shape[1:] and made[1:] == (1, 1) and not padded:
                 return replace(step, kind="global")
+            if operator.kind == "avgpool" and settings["count_padding"] and self.far_counts(operator, window):
+                return replace(step, kind="depthwise", window=window, groups=shape[0])
             return replace(step, window=window, count_padding=bool(settings.get("count_padding", False)))
         if operator.kind == "globalavgpool":
             if shape[1:] == (1, 1):
@@ -195,6 +200,32 @@ class _Fusing:
                 return None
             return replace(step, window=Window(stride=stride))
         return step
+
+    def far_counts(self, operator: Operator, window: Window) -> bool:
+        """Whether an average counts padding behind the map that is not as wide as that before it.
+
+        A convolution does that, with one factor for all windows.
+        """
+        before, far = window.padding, _pair(operator.settings["padding"][2:])
+        if before == far:
+            return False
+        sides = zip(
+            self.shapes[self.name_of(operator.inputs[0])][1:],
+            self.shapes[operator.output][1:],
+            before,
+            far,
+            window.kernel,
+            window.stride,
+            strict=True,
+        )
+        reach = [(count - 1) * step + kernel - near - size - far for size, count, near, far, kernel, step in sides]
+        if max(reach) > 0:
+            raise InputError(
+                f"operator {operator.name!r} (avgpool): windows beyond a padding of {operator.settings['padding']}, "
+                "which counts, have means of their own",
+                "pad the same before and behind, or do not round up",
+            )
+        return True
 
     def weight_shape(self, step: Step) -> tuple[int, ...]:
         packed = self.packed.get(step.weight)
