@@ -54,7 +54,7 @@ KNOWS_ONLY = {
     "runtime": {"errors", "formats"},
     "track": {"errors", "progress"},
     "cost": {"errors"},
-    "latency": set(),
+    "latency": {"errors", "runtime"},
     "models": {"errors"},
     "data": {"errors"},
     "training": {"data", "errors", "models", "progress"},

@@ -8,6 +8,7 @@ import billhook as bh
 from billhook import latency
 from billhook.cost import count
 from billhook.errors import InfeasibleError
+from billhook.latency import networks, turns
 from billhook.methods import channel_latency
 from billhook.methods.channel_latency import within
 
@@ -19,30 +20,17 @@ def network(width):
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "pytorch"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
 def test_both_networks_are_timed_by_the_same_engine(monkeypatch, engine):
-    if engine == "onnxruntime" and not latency.has_onnxruntime():
+    if engine == "onnxruntime" and networks.default_engine() != "onnxruntime":
         pytest.skip("ONNX Runtime is not installed")
-    monkeypatch.setattr(latency, "has_onnxruntime", lambda: engine == "onnxruntime")
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.001)
+    monkeypatch.setattr(networks, "default_engine", lambda: engine)
+    monkeypatch.setattr(turns, "BLOCK_SECONDS", 0.001)
     before = torch.get_num_threads()
     times = latency.measure({"small": network(4), "large": network(96)}, 32, threads=1)
     assert {time.engine for time in times.values()} == {engine}
     assert all(0 < time.p50_ms <= time.p90_ms and time.threads == 1 for time in times.values())
     assert torch.get_num_threads() == before
-
-
-def test_networks_take_turns(monkeypatch):
-    calls = []
-    monkeypatch.setattr(latency, "has_onnxruntime", lambda: False)
-    monkeypatch.setattr(latency, "BLOCK_SECONDS", 0.0)
-    monkeypatch.setattr(latency, "_pytorch", lambda module, image, threads: lambda: calls.append(module.name))
-    networks = {name: nn.Identity() for name in "ab"}
-    for name, module in networks.items():
-        module.name = name
-    latency.measure(networks, 8, threads=1)
-    timed = "".join(calls)[4:]  # two runs of each warm up
-    assert timed == "aaabbb" * latency.BLOCKS
 
 
 @pytest.mark.parametrize("bound", [12.0, 40.0, 77.0, 200.0])
@@ -104,6 +92,6 @@ def test_the_clock_times_the_head_as_delivered(monkeypatch):
     bh.prune("tinycnn", "digits", method="l1", budget="latency<=60%", epochs=1, images_per_class=10,
              classes=["3", "5"], control="none")  # fmt: skip
     assert channel_latency.latency is latency
-    for networks in seen:
-        for module in networks.values():
+    for timed in seen:
+        for module in timed.values():
             assert module(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
