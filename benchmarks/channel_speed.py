@@ -23,6 +23,7 @@ from billhook.cost.budget import parse_budgets
 from billhook.methods import count_network
 from billhook.methods.channel_choice import choose_channels
 from billhook.methods.channel_pruning import channel_cost
+from billhook.methods.floor import Floor
 from billhook.models import open_network
 from billhook.scores import channel_scores, normalised
 from billhook.surgery import plan_channels, remove_channels
@@ -62,7 +63,7 @@ def main() -> None:
         parse_budgets([arguments.budget]),
         counted.dense,
         scope=arguments.scope,
-        round_to=arguments.round_to,
+        floor=Floor(arguments.round_to),
     )
     small = remove_channels(network.module, plan_channels(network.module, grouping, kept))
     macs = {"dense": counted.cost.macs, "pruned": count(small, arguments.size).macs}

@@ -124,7 +124,7 @@ def straight(cell: Cell, root: Path, threads: int | None, images: int, seed: int
         small = plan.removed(run)
     else:
         assert isinstance(plan, ChannelPruningPlan)
-        small = run.remove(module, plan._remove(module, 1)[0])
+        small = run.remove(module, plan.removal(module, 1)[0])
     seconds = time.perf_counter() - started
     chosen = torch.randperm(len(problem.data.test), generator=torch.Generator().manual_seed(seed))[:images]
     test = problem.data.test.subset(chosen)

@@ -13,6 +13,7 @@ from billhook.cost import count
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, RunError, UsageError
 from billhook.methods.channel_choice import check, choose_channels, feasibility, smallest
+from billhook.methods.floor import Floor
 from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member
 
@@ -91,9 +92,10 @@ def budgets_of(*texts):
     return tuple(Budget.parse(text) for text in texts)
 
 
-def chosen(*texts, scores=SCORES, grouping=GROUPING, cost=COST, dense=None, **fields):
+def chosen(*texts, scores=SCORES, grouping=GROUPING, cost=COST, dense=None, scope="global", fraction=1.0, **floor):
     dense = cost.totals({}) if dense is None else dense
-    return choose_channels(scores, grouping, cost, budgets_of(*texts), dense, **fields)
+    budgets = budgets_of(*texts)
+    return choose_channels(scores, grouping, cost, budgets, dense, floor=Floor(**floor), scope=scope, fraction=fraction)
 
 
 def as_lists(choice):
@@ -181,15 +183,15 @@ def test_a_group_with_a_low_score_on_top_goes_in_its_own_order():
     ],
 )
 def test_floors(round_to, least, floors):
-    assert smallest(GROUPING, COST, round_to, least) == floors
+    assert smallest(GROUPING, COST, Floor(round_to, least)) == floors
     bound = COST.totals(floors)["params"]
     assert counts_of(chosen(f"params<={bound:.0f}", round_to=round_to, least=least)) == floors
 
 
 @pytest.mark.parametrize(("least", "branches", "floor"), [(0.0, True, 0), (0.0, False, 1), (0.1, True, 1)])
 def test_a_branch_may_go(least, branches, floor):
-    assert smallest(BLOCK, BLOCK_COST, 1, least, branches=branches) == {"stem": 1, "one": floor}
-    assert smallest(BLOCK, BLOCK_COST, 8, least, branches=branches) == {"stem": 4, "one": floor and 6}
+    assert smallest(BLOCK, BLOCK_COST, Floor(1, least, branches)) == {"stem": 1, "one": floor}
+    assert smallest(BLOCK, BLOCK_COST, Floor(8, least, branches)) == {"stem": 4, "one": floor and 6}
 
 
 def test_the_whole_branch_goes_when_its_scores_are_low():
@@ -281,12 +283,12 @@ def problems(draw, rounding=True):
         name: np.array(draw(st.lists(finite, min_size=group.channels, max_size=group.channels)))
         for name, group in grouping.groups.items()
     }
-    fields = {
-        "round_to": draw(st.sampled_from([1, 1, 2, 3])) if rounding else 1,
-        "least": draw(st.sampled_from([0.0, 0.0, 0.3])),
-        "branches": draw(st.booleans()),
-    }
-    fewest = cost.totals(smallest(grouping, cost, fields["round_to"], fields["least"], branches=fields["branches"]))
+    floor = Floor(
+        draw(st.sampled_from([1, 1, 2, 3])) if rounding else 1,
+        draw(st.sampled_from([0.0, 0.0, 0.3])),
+        draw(st.booleans()),
+    )
+    fewest = cost.totals(smallest(grouping, cost, floor))
     dense = cost.totals({})
     budgets = []
     for quantity in draw(st.sets(st.sampled_from([*QUANTITIES[2:], "params", "sparsity"]), min_size=1, max_size=3)):
@@ -297,7 +299,7 @@ def problems(draw, rounding=True):
         else:
             bound = fewest[quantity] + share * (dense[quantity] - fewest[quantity])
             budgets.append(Budget(quantity, bound / dense[quantity] + 1e-9, "ratio"))
-    fields["scope"] = draw(st.sampled_from(["global", "uniform"]))
+    fields = {"floor": floor, "scope": draw(st.sampled_from(["global", "uniform"]))}
     return scores, grouping, cost, tuple(budgets), dense, fields
 
 
@@ -323,15 +325,11 @@ def near(budgets, totals, dense, params):
     return False
 
 
-def allowed(group, round_to, least, branches):
+def allowed(group, floor):
     """All counts that a group may keep, by trying each."""
-    step = lcm(round_to, group.sections)
-    counts = [k for k in range(step, group.channels, step) if k >= least * group.channels] + [group.channels]
-    return ([0] if branches and least == 0 and group.branch is not None else []) + counts
-
-
-def without_scope(fields):
-    return {name: value for name, value in fields.items() if name != "scope"}
+    step = lcm(floor.round_to, group.sections)
+    counts = [k for k in range(step, group.channels, step) if k >= floor.least * group.channels] + [group.channels]
+    return ([0] if floor.branches and floor.least == 0 and group.branch is not None else []) + counts
 
 
 @given(problems())
@@ -344,7 +342,7 @@ def test_every_budget_is_held_and_no_unit_could_stay(problem):
     if near(budgets, totals, dense, params):
         return
     for name, group in grouping.groups.items():
-        more = [k for k in allowed(group, **without_scope(fields)) if k > kept[name]]
+        more = [k for k in allowed(group, fields["floor"]) if k > kept[name]]
         if more:
             larger = cost.totals({**kept, name: more[0]})
             assert larger == totals or not met(budgets, larger, dense, params)
@@ -359,7 +357,7 @@ def test_counts_sections_and_order(problem):
         channels = choice[name]
         assert channels.dtype == np.int64
         assert (np.diff(channels) > 0).all()
-        assert len(channels) in allowed(group, **without_scope(fields))
+        assert len(channels) in allowed(group, fields["floor"])
         width = group.channels // group.sections
         per_section = np.bincount(channels // width, minlength=group.sections)
         assert (per_section == per_section[0]).all()
@@ -371,9 +369,9 @@ def test_counts_sections_and_order(problem):
             assert not stays or not goes or min(keys[0]) > max(keys[1])
     again = choose_channels(scores, grouping, cost, budgets, dense, **fields)
     assert as_lists(again) == as_lists(choice)
-    fewest = smallest(grouping, cost, fields["round_to"], fields["least"], branches=fields["branches"])
+    fewest = smallest(grouping, cost, fields["floor"])
     assert all(fewest[name] <= len(choice[name]) for name in choice)
-    assert fewest == {name: min(allowed(group, **without_scope(fields))) for name, group in grouping.groups.items()}
+    assert fewest == {name: min(allowed(group, fields["floor"])) for name, group in grouping.groups.items()}
 
 
 @given(problems(), st.floats(0, 1), st.floats(0, 1))
@@ -497,7 +495,7 @@ def test_feasibility_rows():
 )
 def test_what_cannot_be_reached(text, fields, message):
     with pytest.raises(InfeasibleError) as error:
-        check(GROUPING, COST, budgets_of(text), DENSE, **fields)
+        check(GROUPING, COST, budgets_of(text), DENSE, Floor(**fields))
     assert message in error.value.message
     assert error.value.hint.startswith("ask for less")
     with pytest.raises(InfeasibleError):

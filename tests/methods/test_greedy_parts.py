@@ -12,12 +12,13 @@ from billhook.methods import CHANNEL_METHODS, METHODS, make_config
 from billhook.methods.channel_choice import smallest
 from billhook.methods.channel_pruning import channel_cost
 from billhook.methods.counted import count_network
+from billhook.methods.floor import Floor
 from billhook.methods.greedy import GREEDY_PLANS
 from billhook.methods.greedy.candidates import Candidates, changes, lrf_order
 from billhook.methods.greedy.changes import applied
 from billhook.methods.greedy.current import Current
 from billhook.methods.greedy.end_errors import EndErrors, SharedPrefix
-from billhook.methods.greedy.goals import Goals, allowed_counts, next_count
+from billhook.methods.greedy.goals import Goals, next_count
 from billhook.methods.greedy.layer_errors import LayerErrors
 from billhook.models import open_network
 from billhook.surgery import channel_groups
@@ -275,9 +276,12 @@ def test_steps_end_where_groups_may():
 def test_counts_are_those_of_the_other_channel_methods(round_to, least, branches):
     counted = count_network(open_network(network()), SIZE, None)
     grouping = counted.groups()
-    fewest = smallest(grouping, channel_cost(counted), round_to, least, branches=branches)
+    fields = {"round_to": round_to, "least": least, "branches": branches}
+    floor = make_config("hbgs", fields).floor
+    assert floor == Floor(**fields) == make_config("l1", fields).floor
+    fewest = smallest(grouping, channel_cost(counted), floor)
     for name, group in grouping.groups.items():
-        assert allowed_counts(group, round_to, least, branches)[-1] == fewest[name]
+        assert floor.counts(group)[-1] == fewest[name]
 
 
 def test_goals():

@@ -13,10 +13,8 @@ from billhook import latency
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError
 from billhook.methods.counted import Counted
+from billhook.methods.kept import Kept
 from billhook.surgery import plan_channels, remove_channels, slice_head
-
-Kept = dict[str, NDArray[np.int64]]
-"""Channels that stay, by group."""
 
 CLOSE = 0.01
 """The search ends when its MACs are this close together, as a share."""

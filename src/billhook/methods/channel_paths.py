@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from billhook.methods.kept import Kept
 from billhook.surgery.groups import Grouping, Member
 
-_Kept = dict[str, NDArray[np.int64]]
 _Masks = dict[str, NDArray[np.bool_]]
 
 
 def with_paths(
     grouping: Grouping, kept: Mapping[str, NDArray[np.int64]], scores: Mapping[str, NDArray[np.float64]]
-) -> _Kept:
+) -> Kept:
     """The choice, or one as large in which every stream carries something of the image.
 
     A residual stream may keep channels that nobody writes: the branches that wrote them are gone, or read nothing but
@@ -50,7 +50,6 @@ def with_paths(
 
 def has_path(grouping: Grouping, kept: Mapping[str, NDArray[np.int64]]) -> bool:
     """Whether every stream depends on the image; the inside of a branch need not.
-
 
     Args:
         grouping: The groups.

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field, create_model
 from torch import nn
 
 from billhook.cost.budget import Budget
 from billhook.data import ImageSet
-from billhook.methods.base import HistoryWriter, Outcome, Setting
-from billhook.methods.channel_choice import Scope, choose_channels, smallest
-from billhook.methods.channel_latency import Kept, within
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.base import Outcome, Setting
+from billhook.methods.channel_choice import Scope, choose_channels
+from billhook.methods.channel_run import ChannelRun, RemovalPlan
 from billhook.methods.counted import Counted, count_network
-from billhook.methods.group_limits import GroupLimits
+from billhook.methods.floor import RemovalConfig
+from billhook.methods.group_limits import Choose, GroupLimits
+from billhook.methods.kept import Kept, how_many
 from billhook.methods.slimming import L1Scales, strength
 from billhook.models import place
 from billhook.problem import Problem
-from billhook.progress import Progress
 from billhook.scores import ChannelScore, channel_scores, normalised, saliency_images, without_batchnorm
 from billhook.surgery import ChannelPlan, Grouping, plan_channels
 from billhook.surgery.channel_cost import ChannelCost
-from billhook.training.checkpoint import Journal
-from billhook.training.config import TrainConfig
 
 IMAGES_SHARE = 0.2
 """Scoring may use at most this share of the images that the run may train on."""
@@ -37,10 +33,8 @@ IMAGES_SHARE = 0.2
 ON_IMAGES = ("taylor", "activation")
 
 
-class ChannelConfig(BaseModel):
+class ChannelConfig(RemovalConfig):
     """Fields that all channel baselines share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ChannelScore
     scope: Scope = Field("global", description="groups compete for the budget, or each loses the same share")
@@ -50,12 +44,8 @@ class ChannelConfig(BaseModel):
     rounds: int = Field(1, ge=1, description="removals; 1: all at once, before fine-tuning")
     share: float = Field(0.3, ge=0, lt=1, description="share of the steps before the last removal, where any are")
     rate: float = Field(0.2, gt=0, le=1, description="learning rate before the last removal, as a share of train.lr")
-    round_to: int = Field(1, ge=1, description="kept channels are a multiple of it")
-    least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays")
-    branches: bool = Field(True, description="the inside of a residual branch may go entirely")
     images: int = Field(1024, ge=1, description="images per scoring (taylor, activation); counted as images trained")
     micro_batch: int = Field(16, ge=1, description="images per gradient (taylor)")
-    distil: bool = Field(True, description="distil from the dense network")
 
 
 class SlimmingConfig(ChannelConfig):
@@ -103,34 +93,26 @@ class ChannelLimits(GroupLimits):
         """What the network costs with fewer channels; worked out when it is asked for."""
         return channel_cost(self.counted)
 
-    def milliseconds(self, kept: Mapping[str, NDArray[np.int64]]) -> float:
+    def milliseconds(self, kept: Kept) -> float:
         """On this machine, when the groups keep these channels."""
         return self.clock.without(self.counted.network.module, self.counted, kept)
 
-    def in_macs(
-        self, choose: Callable[[Sequence[Budget]], Kept], counted: Counted, cost: ChannelCost
-    ) -> tuple[Budget, ...]:
-        """What the latency asked for comes to in MACs, by measuring choices of channels; nothing when none is.
+    def in_macs_of(self, smaller: Counted, cost: ChannelCost, choose: Choose) -> tuple[Budget, ...]:
+        """:meth:`in_macs` for a network that has lost channels already.
 
         Args:
-            choose: Channels that stay under further budgets.
-            counted: The network they are chosen of.
+            smaller: The network.
             cost: What it costs with fewer channels.
+            choose: Channels of it that stay under further budgets.
 
         Raises:
             InfeasibleError: The smallest is too slow.
         """
-        if not self.clocked:
-            return ()
-        config, module = self.config, counted.network.module
-        fewest = smallest(cost.grouping, cost, config.round_to, config.least, branches=config.branches)
-        kept = within(
-            choose,
-            lambda kept: self.clock.without(module, counted, kept),
-            min(self.clock.bound(budget) for budget in self.clocked),
-            (cost.totals(fewest)["macs"], cost.totals({})["macs"]),
-        )
-        return (Budget("macs", cost.totals(_numbers(kept))["macs"], "count"),)
+
+        def milliseconds(kept: Kept) -> float:
+            return self.clock.without(smaller.network.module, smaller, kept)
+
+        return self._in_macs(choose, cost.grouping, cost, milliseconds)
 
 
 def channel_cost(counted: Counted) -> ChannelCost:
@@ -139,7 +121,7 @@ def channel_cost(counted: Counted) -> ChannelCost:
     return ChannelCost(counted.delivered, counted.groups(), counted.file_bytes({}), shapes=shapes)
 
 
-class ChannelPruningPlan:
+class ChannelPruningPlan(RemovalPlan):
     """A feasible run of a channel baseline.
 
     Raises:
@@ -148,23 +130,17 @@ class ChannelPruningPlan:
         UsageError: A budget that the method cannot move.
     """
 
+    config: ChannelConfig
+    limits: ChannelLimits
+
     def __init__(self, setting: Setting, config: ChannelConfig) -> None:
         problem = setting.problem
-        self.setting, self.config = setting, config
-        limits = ChannelLimits(setting, problem.budgets, config)
-        self.left_dense = limits.left_dense
-        limits.check()
-        self.feasible = limits.feasibility()
-        self.limits = limits
-        if limits.clocked:
-            setting.dense["latency_ms"] = limits.clock.dense_ms
+        super().__init__(setting, config, ChannelLimits(setting, problem.budgets, config))
         self.images = self._images(problem)
-        left = (problem.images - config.rounds * self.images) / max(1, problem.images)
-        self.steps = max(1, int(left * problem.steps))
-        self.distil = problem.train.distil if problem.train.distil is not None else config.distil
+        self.steps = self.steps_without(config.rounds * self.images)
         self.early = self._early()
         self.share = sum(steps for _, steps in self.early) / self.steps
-        self.notes = self._notes(limits)
+        self.notes = self._notes()
 
     def _images(self, problem: Problem) -> int:
         if self.config.name not in ON_IMAGES:
@@ -181,54 +157,45 @@ class ChannelPruningPlan:
         each = int(config.share * self.steps / len(names)) if names else 0
         return [(name, each) for name in names if each]
 
-    def _notes(self, limits: ChannelLimits) -> list[str]:
+    def _notes(self) -> list[str]:
         notes = []
         config = self.config
         if self.images and self.images < min(config.images, len(self.setting.problem.data.train)):
             notes.append(f"{config.name} scores on {self.images} images, a fifth of the run's images at most")
         if config.name == "slimming":
-            bare = without_batchnorm(self.setting.network.module, limits.grouping)
+            bare = without_batchnorm(self.setting.network.module, self.limits.grouping)
             if bare:
                 notes.append(f"{len(bare)} channel groups have no BatchNorm and go by l1 ({bare[0]}, ...)")
         return notes
 
     # ------------------------------------------------------------------ the run
-    def run(
-        self,
-        module: nn.Module,
-        teacher: nn.Module | None,
-        journal: Journal,
-        progress: Progress,
-        on_history: HistoryWriter,
-    ) -> Outcome:
-        """Remove channels and fine-tune; continues from the journal. ``module`` is left behind."""
-        run = ChannelRun(self.setting, teacher, journal, progress, on_history)
+    def carry_out(self, run: ChannelRun, module: nn.Module) -> Outcome:
+        """Score and remove, train in between, fine-tune."""
         early = dict(self.early)
         if "penalty" in early:
             assert isinstance(self.config, SlimmingConfig)
-            recipe = self._recipe()
+            recipe = self.gently(self.config.rate)
             # The scales are found once they are where the loop will keep them.
             place(module, self.setting.room.device, self.setting.problem.train.channels_last)
             scales = L1Scales(module, strength(self.config.l1, recipe.lr, early["penalty"]))
             run.train(module, "penalty", early["penalty"], recipe=recipe, plugin=scales)
         for number in range(1, self.config.rounds + 1):
-            plan, line = self._remove(module, number)
+            plan, totals = self.removal(module, number)
             module = run.remove(module, plan)
-            run.record(line)
+            run.record_removal(number, totals)
             phase = f"round-{number}"
             if phase in early:
-                run.train(module, phase, early[phase], recipe=self._recipe())
+                run.train(module, phase, early[phase], recipe=self.gently(self.config.rate))
         run.train(module, "prune", self.steps - sum(early.values()))
         return run.outcome(module)
 
-    def _recipe(self) -> TrainConfig:
-        """Before the last removal: a constant, smaller rate."""
-        train = self.setting.problem.train
-        changes = {"schedule": "constant", "warmup": 0.0, "lr": self.config.rate * train.lr, "recalibrate": 0}
-        return train.model_copy(update=changes)
+    def removal(self, module: nn.Module, number: int) -> tuple[ChannelPlan, dict[str, float]]:
+        """What goes of the network, and what it costs without.
 
-    def _remove(self, module: nn.Module, number: int) -> tuple[ChannelPlan, dict[str, Any]]:
-        """The plan of one removal, and its line in the history."""
+        Args:
+            module: The network as it is now.
+            number: Of the removal; from 1.
+        """
         setting, config = self.setting, self.config
         problem, room = setting.problem, setting.room
         counted: Counted = setting
@@ -253,6 +220,7 @@ class ChannelPruningPlan:
         # Of what is still to go, the share that brings all removals so far to number / rounds.
         fraction = 1 / (config.rounds - number + 1)
         comparable = normalised(scores, config.normalise)
+        floor = self.limits.floor if number == 1 else replace(self.limits.floor, least=0.0)
 
         def choose(more: Sequence[Budget], fraction: float = 1.0) -> Kept:
             return choose_channels(
@@ -261,19 +229,10 @@ class ChannelPruningPlan:
                 cost,
                 [*self.limits.budgets, *more],
                 setting.dense,
+                floor=floor,
                 scope=config.scope,
                 fraction=fraction,
-                round_to=config.round_to,
-                least=config.least if number == 1 else 0.0,
-                branches=config.branches,
             )
 
-        kept = choose(self.limits.in_macs(choose, counted, cost), fraction)
-        totals = cost.totals(_numbers(kept))
-        plan = plan_channels(module, grouping, kept)
-        line = {"phase": "prune", "event": "channels", "round": number, "step": 0, "epoch": 0.0}
-        return plan, line | {name: int(totals[name]) for name in ("params", "macs", "channels")}
-
-
-def _numbers(kept: Kept) -> dict[str, int]:
-    return {name: len(channels) for name, channels in kept.items()}
+        kept = choose(self.limits.in_macs_of(counted, cost, choose), fraction)
+        return plan_channels(module, grouping, kept), cost.totals(how_many(kept))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from billhook.methods.base import HistoryWriter, Outcome, Setting
+from billhook.methods.floor import RemovalConfig
+from billhook.methods.group_limits import GroupLimits
 from billhook.progress import Progress
 from billhook.surgery import ChannelPlan, expand_channels, remove_channels
 from billhook.training.checkpoint import Journal
@@ -16,32 +21,26 @@ from billhook.training.loop import fit
 from billhook.training.plugin import Plugin
 
 
+@dataclass
 class ChannelRun:
     """One run, from the dense network to the smaller one.
 
-    Args:
+    Attributes:
         setting: What is asked, and where it runs.
         teacher: Dense network to distil from, or None.
         journal: Where the state of every phase is kept for ``--resume``.
         progress: What the user sees.
         on_history: Called with the whole history whenever it has grown.
-
-    Attributes:
         history: One line per epoch and per event; ``seconds`` counts from the start of the run.
     """
 
-    def __init__(
-        self,
-        setting: Setting,
-        teacher: nn.Module | None,
-        journal: Journal,
-        progress: Progress,
-        on_history: HistoryWriter,
-    ) -> None:
-        self.setting, self.teacher, self.journal = setting, teacher, journal
-        self.progress, self.on_history = progress, on_history
-        self.history: list[dict[str, Any]] = []
-        self._removals: list[tuple[nn.Module, ChannelPlan]] = []
+    setting: Setting
+    teacher: nn.Module | None
+    journal: Journal
+    progress: Progress
+    on_history: HistoryWriter
+    history: list[dict[str, Any]] = field(default_factory=list)
+    _removals: list[tuple[nn.Module, ChannelPlan]] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -91,6 +90,17 @@ class ChannelRun:
         self.history.append(line | {"seconds": self.seconds})
         self.progress.line(line)
 
+    def record_removal(self, number: int, totals: Mapping[str, float], **more: Any) -> None:
+        """Write down that channels went.
+
+        Args:
+            number: Of the removal, or of the last round of a search; from 1.
+            totals: What the network costs without them.
+            more: What the line says besides.
+        """
+        line = {"phase": "prune", "event": "channels", "round": number, "step": 0, "epoch": 0.0}
+        self.record(line | more | counted(totals))
+
     def remove(self, module: nn.Module, plan: ChannelPlan) -> nn.Module:
         """The smaller network; ``module`` is left as it is."""
         self._removals.append((copy.deepcopy(module), plan))
@@ -102,3 +112,70 @@ class ChannelRun:
         for before, plan in reversed(self._removals):
             masked = expand_channels(masked, before, plan)
         return Outcome(module, masked=masked, channels=tuple(plan for _, plan in self._removals), history=self.history)
+
+
+def counted(totals: Mapping[str, float]) -> dict[str, int]:
+    """What the history says of a network that lost channels."""
+    return {name: int(totals[name]) for name in ("params", "macs", "channels")}
+
+
+class RemovalPlan(ABC):
+    """A feasible run of a method that removes channels; subclasses say how it runs.
+
+    Args:
+        setting: What is asked, and where it runs.
+        config: Of the method.
+        limits: How far it can go.
+
+    Attributes:
+        steps: Optimiser steps of all phases.
+        share: Of the steps, those before the last removal.
+
+    Raises:
+        InfeasibleError: The budget is below what must be left.
+        UsageError: A budget that the method cannot move.
+    """
+
+    steps: int
+    share: float
+
+    def __init__(self, setting: Setting, config: RemovalConfig, limits: GroupLimits) -> None:
+        self.setting, self.config, self.limits = setting, config, limits
+        self.left_dense = limits.left_dense
+        limits.check()
+        self.feasible = limits.feasibility()
+        if limits.clocked:
+            setting.dense["latency_ms"] = limits.clock.dense_ms
+        train = setting.problem.train
+        self.distil = train.distil if train.distil is not None else config.distil
+        self.notes: list[str] = []
+
+    def run(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        journal: Journal,
+        progress: Progress,
+        on_history: HistoryWriter,
+    ) -> Outcome:
+        """Remove channels and fine-tune; continues from the journal. ``module`` is left behind."""
+        return self.carry_out(ChannelRun(self.setting, teacher, journal, progress, on_history), module)
+
+    @abstractmethod
+    def carry_out(self, run: ChannelRun, module: nn.Module) -> Outcome:
+        """Remove channels of ``module`` and fine-tune what is left."""
+
+    def steps_without(self, images: float) -> int:
+        """Optimiser steps that are left of the run's images when so many are taken for something else."""
+        problem = self.setting.problem
+        return max(1, int((problem.images - images) / max(1, problem.images) * problem.steps))
+
+    def gently(self, rate: float) -> TrainConfig:
+        """The recipe before the last removal: a constant, smaller learning rate.
+
+        Args:
+            rate: Of it, as a share of the run's.
+        """
+        train = self.setting.problem.train
+        changes = {"schedule": "constant", "warmup": 0.0, "lr": rate * train.lr, "recalibrate": 0}
+        return train.model_copy(update=changes)

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, InputError
-from billhook.methods.channel_choice import Costs, check, feasibility, smallest
-from billhook.methods.channel_latency import Clock
+from billhook.methods.ceilings import Costs
+from billhook.methods.channel_choice import check, choose_channels, feasibility, smallest
+from billhook.methods.channel_latency import Clock, within
 from billhook.methods.counted import Counted
+from billhook.methods.floor import Floor, RemovalConfig
+from billhook.methods.kept import Kept, how_many
 from billhook.surgery import ChannelGroup, Grouping
 
-
-class Bounds(Protocol):
-    """What a method that removes channels never goes below."""
-
-    @property
-    def round_to(self) -> int: ...
-    @property
-    def least(self) -> float: ...
-    @property
-    def branches(self) -> bool: ...
+Choose = Callable[[Sequence[Budget]], Kept]
+"""Channels that stay under further budgets."""
 
 
 class GroupLimits(ABC):
@@ -42,7 +36,7 @@ class GroupLimits(ABC):
         UsageError: A budget that the method cannot move.
     """
 
-    def __init__(self, counted: Counted, budgets: Sequence[Budget], config: Bounds) -> None:
+    def __init__(self, counted: Counted, budgets: Sequence[Budget], config: RemovalConfig) -> None:
         self.counted, self.config = counted, config
         self.budgets = [budget for budget in budgets if budget.quantity != "latency"]
         self.clocked = [budget for budget in budgets if budget.quantity == "latency"]
@@ -77,28 +71,23 @@ class GroupLimits(ABC):
         """What the network costs with fewer channels."""
 
     @abstractmethod
-    def milliseconds(self, kept: Mapping[str, NDArray[np.int64]]) -> float:
+    def milliseconds(self, kept: Kept) -> float:
         """On this machine, when the groups keep these channels."""
 
-    @cached_property
-    def clock(self) -> Clock:
-        """Milliseconds on this machine; the dense network is timed when a latency is first asked for."""
-        return Clock(self.counted, self.counted.cost.input_size[0])
+    @property
+    def floor(self) -> Floor:
+        """What groups never go below."""
+        return self.config.floor
 
+    # ------------------------------------------------------------------ feasibility
     @cached_property
     def _clocked_rows(self) -> list[dict[str, object]]:
         if not self.clocked:
             return []
-        fewest = smallest(self.grouping, self.cost, **self.bounds)
+        fewest = smallest(self.grouping, self.cost, self.floor)
         floor = self.milliseconds({name: _first(self.grouping.groups[name], number) for name, number in fewest.items()})
         binding = self.cost.largest(fewest, "macs")
         return [self.clock.row(budget, floor, binding) for budget in self.clocked]
-
-    @property
-    def bounds(self) -> dict[str, Any]:
-        """Keywords of :func:`~billhook.methods.channel_choice.smallest` and the like."""
-        config = self.config
-        return {"round_to": config.round_to, "least": config.least, "branches": config.branches}
 
     def check(self) -> None:
         """Refuse what is out of reach.
@@ -106,7 +95,7 @@ class GroupLimits(ABC):
         Raises:
             InfeasibleError: The budget is below what must be left.
         """
-        check(self.grouping, self.cost, self.budgets, self.counted.dense, **self.bounds)
+        check(self.grouping, self.cost, self.budgets, self.counted.dense, self.floor)
         for budget, row in zip(self.clocked, self._clocked_rows, strict=True):
             if not row["feasible"]:
                 raise InfeasibleError(
@@ -116,8 +105,54 @@ class GroupLimits(ABC):
 
     def feasibility(self) -> list[dict[str, object]]:
         """One row per budget: dense, smallest reachable, asked, feasible."""
-        rows = feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, **self.bounds)
+        rows = feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, self.floor)
         return rows + self._clocked_rows
+
+    # ------------------------------------------------------------------ latency
+    @cached_property
+    def clock(self) -> Clock:
+        """Milliseconds on this machine; the dense network is timed when a latency is first asked for."""
+        return Clock(self.counted, self.counted.cost.input_size[0])
+
+    @property
+    def bound(self) -> float:
+        """Milliseconds that the network may take; there is a budget on latency."""
+        return min(self.clock.bound(budget) for budget in self.clocked)
+
+    def same_share(self, more: Sequence[Budget] = ()) -> Kept:
+        """As many channels of every group as meet all budgets, and more of them, when each loses the same share.
+
+        Args:
+            more: Further budgets.
+
+        Raises:
+            InfeasibleError: They cannot be met.
+        """
+        scores = {
+            name: np.arange(group.channels, 0, -1, dtype=np.float64) for name, group in self.grouping.groups.items()
+        }
+        budgets, dense = [*self.budgets, *more], self.counted.dense
+        return choose_channels(scores, self.grouping, self.cost, budgets, dense, floor=self.floor, scope="uniform")
+
+    def in_macs(self, choose: Choose) -> tuple[Budget, ...]:
+        """What the latency asked for comes to in MACs, by measuring choices of channels; nothing when none is.
+
+        Args:
+            choose: Channels that stay under further budgets.
+
+        Raises:
+            InfeasibleError: The smallest is too slow.
+        """
+        return self._in_macs(choose, self.grouping, self.cost, self.milliseconds)
+
+    def _in_macs(
+        self, choose: Choose, grouping: Grouping, cost: Costs, milliseconds: Callable[[Kept], float]
+    ) -> tuple[Budget, ...]:
+        if not self.clocked:
+            return ()
+        fewest = smallest(grouping, cost, self.floor)
+        kept = within(choose, milliseconds, self.bound, (cost.totals(fewest)["macs"], cost.totals({})["macs"]))
+        return (Budget("macs", cost.totals(how_many(kept))["macs"], "count"),)
 
 
 def _first(group: ChannelGroup, number: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from billhook.cost import count
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, RunError
 from billhook.methods.chipnet import SoftCost, harden
+from billhook.methods.floor import Floor
 from billhook.surgery import plan_channels, remove_channels
 from billhook.surgery.channel_cost import QUANTITIES
 from surgery.test_channels import SIZE
@@ -243,5 +244,5 @@ def test_what_is_refused():
 def test_round_to_and_least_are_those_of_channel_pruning():
     case = tiny("resnet20")
     layout = case.layout()
-    choice = chosen(case, layout, draw(layout, 0), "macs<=40%", round_to=4, least=0.2, branches=False)
+    choice = chosen(case, layout, draw(layout, 0), "macs<=40%", floor=Floor(4, 0.2, branches=False))
     assert all(len(channels) % 4 == 0 and len(channels) for channels in choice.kept.values())

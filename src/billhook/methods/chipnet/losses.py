@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from billhook.cost.budget import Budget
 from billhook.errors import UsageError
-from billhook.methods.channel_choice import limit
+from billhook.methods.ceilings import Ceilings
 from billhook.methods.chipnet.soft_cost import SoftCost
-from billhook.surgery.channel_cost import QUANTITIES
 
 Crispness = Literal["mean", "sum"]
 """Over all gates: the published code averages; the paper's norms are sums."""
@@ -58,11 +58,10 @@ class BudgetLoss:
         if not budgets:
             raise UsageError("no budget given", 'such as --budget "macs<=50%"')
         self.cost = cost
-        limits = [limit(budget, cost.cost, dense) for budget in budgets]
-        open_ = cost.cost.totals({})
-        self.columns = [QUANTITIES.index(quantity) for quantity, _ in limits]
-        self.whole = [open_[quantity] for quantity, _ in limits]
-        self.allowed = [min(1.0, bound / open_[quantity]) for quantity, bound in limits]
+        ceilings = Ceilings.of(budgets, cost.cost, dense)
+        whole = cost.cost.many(cost.cost.channels)[ceilings.columns]
+        self.columns, self.whole = ceilings.columns, whole.tolist()
+        self.allowed = np.minimum(1, ceilings.limits / whole).tolist()
 
     def shares(self, values: Tensor, *, branches: bool = False) -> Tensor:
         """``[budgets]``: V.

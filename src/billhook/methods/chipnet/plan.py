@@ -12,11 +12,9 @@ from torch import nn
 
 from billhook.cost.budget import Budget
 from billhook.errors import InputError
-from billhook.methods.base import HistoryWriter, Outcome, Setting
-from billhook.methods.channel_choice import choose_channels
-from billhook.methods.channel_latency import Kept
+from billhook.methods.base import Outcome, Setting
 from billhook.methods.channel_pruning import ChannelLimits
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.channel_run import ChannelRun, RemovalPlan
 from billhook.methods.chipnet.file import FILE, SavedGates, read_gates
 from billhook.methods.chipnet.gates import Gates
 from billhook.methods.chipnet.learning import GateLearning, Named
@@ -25,15 +23,14 @@ from billhook.methods.chipnet.places import lay_out
 from billhook.methods.chipnet.schedules import ChipNet, gate_rate
 from billhook.methods.chipnet.soft_cost import SoftCost
 from billhook.methods.chipnet.threshold import Choice, harden
+from billhook.methods.kept import Kept
 from billhook.models import place
-from billhook.progress import Progress
 from billhook.surgery import plan_channels
 from billhook.surgery.channel_cost import QUANTITIES
-from billhook.training.checkpoint import Journal
 from billhook.training.config import TrainConfig
 
 
-class ChipNetPlan:
+class ChipNetPlan(RemovalPlan):
     """A feasible run of ChipNet.
 
     Raises:
@@ -42,15 +39,12 @@ class ChipNetPlan:
         UsageError: A budget that the method cannot move.
     """
 
+    config: ChipNet
+    limits: ChannelLimits
+
     def __init__(self, setting: Setting, config: ChipNet) -> None:
         problem = setting.problem
-        self.setting, self.config = setting, config
-        self.limits = ChannelLimits(setting, problem.budgets, config)
-        self.left_dense = self.limits.left_dense
-        self.limits.check()
-        self.feasible = self.limits.feasibility()
-        if self.limits.clocked:
-            setting.dense["latency_ms"] = self.limits.clock.dense_ms
+        super().__init__(setting, config, ChannelLimits(setting, problem.budgets, config))
         self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling)
         self.given = self._given()
         if config.coupling == "independent":
@@ -58,13 +52,11 @@ class ChipNetPlan:
             self._choose(self._level, self._budgets)
         images = 0 if self.given is not None else config.share * problem.images
         self.gate_steps = int(images / config.batch_size)
-        left = (problem.images - self.gate_steps * config.batch_size) / max(1, problem.images)
-        self.fine_steps = max(1, int(left * problem.steps))
+        self.fine_steps = self.steps_without(self.gate_steps * config.batch_size)
         # In steps of the run's own batch size, which is what the time estimate knows of.
         early = self.gate_steps * config.batch_size / problem.train.batch_size
         self.steps = max(1, round(early) + self.fine_steps)
         self.share = early / self.steps
-        self.distil = problem.train.distil if problem.train.distil is not None else config.distil
         self.notes = self._notes()
 
     @property
@@ -99,35 +91,10 @@ class ChipNetPlan:
     @cached_property
     def _budgets(self) -> tuple[Budget, ...]:
         """What gates are learnt for: a latency is stood in for by the MACs that it comes to for a uniform network."""
-        limits, config = self.limits, self.config
-
-        def uniform(more: Sequence[Budget]) -> Kept:
-            return choose_channels(
-                {name: np.arange(group.channels, dtype=np.float64) for name, group in limits.grouping.groups.items()},
-                limits.grouping,
-                limits.cost,
-                [*limits.budgets, *more],
-                self.setting.dense,
-                scope="uniform",
-                round_to=config.round_to,
-                least=config.least,
-                branches=config.branches,
-            )
-
-        return (*limits.budgets, *limits.in_macs(uniform, self.setting, limits.cost))
+        return (*self.limits.budgets, *self.limits.in_macs(self.limits.same_share))
 
     def _choose(self, psi: Named, budgets: Sequence[Budget]) -> Choice:
-        config = self.config
-        return harden(
-            psi,
-            self.layout,
-            self.limits.cost,
-            budgets,
-            self.setting.dense,
-            round_to=config.round_to,
-            least=config.least,
-            branches=config.branches,
-        )
+        return harden(psi, self.layout, self.limits.cost, budgets, self.setting.dense, self.limits.floor)
 
     def _final(self, psi: Named) -> Choice:
         """The choice that is carried out; a latency is measured."""
@@ -138,19 +105,11 @@ class ChipNetPlan:
         def kept(more: Sequence[Budget]) -> Kept:
             return self._choose(psi, [*limits.budgets, *more]).kept
 
-        return self._choose(psi, [*limits.budgets, *limits.in_macs(kept, self.setting, limits.cost)])
+        return self._choose(psi, [*limits.budgets, *limits.in_macs(kept)])
 
     # ------------------------------------------------------------------ the run
-    def run(
-        self,
-        module: nn.Module,
-        teacher: nn.Module | None,
-        journal: Journal,
-        progress: Progress,
-        on_history: HistoryWriter,
-    ) -> Outcome:
-        """Learn gates (or take them), cut, fine-tune; continues from the journal. ``module`` is left behind."""
-        run = ChannelRun(self.setting, teacher, journal, progress, on_history)
+    def carry_out(self, run: ChannelRun, module: nn.Module) -> Outcome:
+        """Learn gates (or take them), cut, fine-tune."""
         if self.given is not None:
             psi: Named = self.given.psi
             beta, gamma = self.given.beta, self.given.gamma
@@ -162,8 +121,7 @@ class ChipNetPlan:
         plan = plan_channels(module, self.layout.grouping, choice.kept, choice.own)
         small = run.remove(module, plan)
         totals = SoftCost(self.limits.cost, self.layout).hard(choice.mask)
-        counted = {name: int(totals[QUANTITIES.index(name)]) for name in ("params", "macs", "channels")}
-        run.record({"phase": "prune", "event": "channels", "round": 1, "step": 0, "epoch": 0.0} | counted)
+        run.record_removal(1, dict(zip(QUANTITIES, totals.tolist(), strict=True)))
         run.train(small, "prune", self.fine_steps)
         outcome = run.outcome(small)
         saved = SavedGates(

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from math import floor
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from billhook.methods.chipnet.gates import Initialise
 from billhook.methods.chipnet.losses import Crispness
 from billhook.methods.chipnet.places import Coupling
+from billhook.methods.floor import LOWEST, RemovalConfig
 
 EPOCHS = 20
 """Epochs of gate learning in the paper, which schedules are written for."""
@@ -19,10 +20,8 @@ STEPS = EPOCHS * 45_000 / 32
 """Its optimiser steps: 45,000 images in batches of 32."""
 
 
-class ChipNet(BaseModel):
+class ChipNet(RemovalConfig):
     """Settings of ``chipnet``; defaults are those of the authors' code where a field does not say otherwise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["chipnet"] = "chipnet"
     coupling: Coupling = Field(
@@ -57,9 +56,6 @@ class ChipNet(BaseModel):
     )
     weight_decay: float = Field(1e-3, ge=0, description="AdamW's, of the weights; gates have none")
     batch_size: int = Field(32, ge=2, description="while gates are learnt")
-    round_to: int = Field(1, ge=1, description="kept channels are a multiple of it (group)")
-    least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays (group)")
-    branches: bool = Field(True, description="the inside of a residual branch may go entirely")
     distil: bool = Field(True, description="distil from the dense network when the smaller one is fine-tuned")
     distil_gates: bool = Field(True, description="and while gates are learnt (ours)")
     transfer_from: str | None = Field(
@@ -69,7 +65,7 @@ class ChipNet(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ChipNet:
-        if self.coupling == "independent" and (self.round_to > 1 or self.least > 0 or not self.branches):
+        if self.coupling == "independent" and self.floor != LOWEST:
             raise ValueError("round_to, least and branches are for coupled gates: choose the coupling group")
         if self.scratch and self.transfer_from is None:
             raise ValueError("scratch is for gates of another run: name it as transfer_from")

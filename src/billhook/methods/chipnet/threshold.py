@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, RunError
-from billhook.methods.channel_choice import choose_channels, limit, tolerance
+from billhook.methods.ceilings import Ceilings
+from billhook.methods.channel_choice import choose_channels
 from billhook.methods.chipnet.places import Layout
 from billhook.methods.chipnet.soft_cost import SoftCost, with_unread
+from billhook.methods.floor import LOWEST, Floor
+from billhook.methods.kept import Kept
 from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
 
 _Mask = NDArray[np.bool_]
@@ -35,7 +38,7 @@ class Choice:
     """
 
     mask: _Mask
-    kept: dict[str, NDArray[np.int64]]
+    kept: Kept
     own: dict[str, NDArray[np.int64]]
     threshold: float
 
@@ -46,10 +49,7 @@ def harden(
     cost: ChannelCost,
     budgets: Sequence[Budget],
     dense: Mapping[str, float],
-    *,
-    round_to: int = 1,
-    least: float = 0.0,
-    branches: bool = True,
+    floor: Floor = LOWEST,
 ) -> Choice:
     """Which gates stay open so that the network meets all budgets at once.
 
@@ -59,9 +59,7 @@ def harden(
         cost: What the network costs with fewer channels.
         budgets: The inequalities.
         dense: Totals of the dense network, which percentages are of.
-        round_to: Kept channels are a multiple of it; coupled gates only.
-        least: Share of every group that always stays; coupled gates only.
-        branches: A group whose branch can go may keep no channel; coupled gates only.
+        floor: What groups never go below; coupled gates only.
 
     Raises:
         InfeasibleError: The budgets cannot be met; names what can be.
@@ -76,16 +74,7 @@ def harden(
         mask = _Search(row, layout, SoftCost(cost, layout), budgets, dense).run()
     else:
         scores = {vector.group: row[part] for vector, part in zip(layout.vectors, layout.slices, strict=True)}
-        kept = choose_channels(
-            scores,
-            layout.grouping,
-            cost,
-            budgets,
-            dense,
-            round_to=round_to,
-            least=least,
-            branches=branches,
-        )
+        kept = choose_channels(scores, layout.grouping, cost, budgets, dense, floor=floor)
         mask = np.zeros(layout.total, dtype=bool)
         for vector, part in zip(layout.vectors, layout.slices, strict=True):
             mask[part][kept[vector.group]] = True
@@ -100,7 +89,7 @@ def choice_of(mask: _Mask, row: NDArray[np.float64], layout: Layout) -> Choice:
         row: ``[gates]``: psi.
         layout: The gates.
     """
-    kept: dict[str, NDArray[np.int64]] = {}
+    kept: Kept = {}
     own: dict[str, NDArray[np.int64]] = {}
     for vector, part in zip(layout.vectors, layout.slices, strict=True):
         open_ = np.flatnonzero(mask[part]).astype(np.int64)
@@ -128,12 +117,7 @@ class _Search:
         dense: Mapping[str, float],
     ) -> None:
         self.row, self.layout, self.cost, self.budgets = row, layout, cost, budgets
-        limits = [limit(budget, cost.cost, dense) for budget in budgets]
-        self.columns = [QUANTITIES.index(quantity) for quantity, _ in limits]
-        self.bounds = np.array([bound for _, bound in limits])
-        self.tolerances = np.array(
-            [tolerance(budget, bound, cost.cost) for budget, (_, bound) in zip(budgets, limits, strict=True)]
-        )
+        self.ceilings = Ceilings.of(budgets, cost.cost, dense)
         self.spared: set[int] = set()  # gates of readers that stay, whether what is behind them goes or not
         self.units = self._in_order(self._needed())
 
@@ -234,39 +218,35 @@ class _Search:
             mask &= ~orphans
 
     # ------------------------------------------------------------------ budgets
-    def _counted(self, mask: _Mask) -> NDArray[np.float64]:
-        return self.cost.hard(mask)[self.columns]
-
     def _met(self, mask: _Mask) -> bool:
-        return bool((self._counted(mask) <= self.bounds).all())
+        return self.ceilings.met(self.cost.hard(mask))
 
     def _hand_back(self, mask: _Mask, removed: int) -> _Mask:
         """Open what still fits, the last shut first, until a quantity is near its bound or nothing fits.
 
         What did not fit may do so later: a channel of a stream costs less once another layer has it too.
         """
-        counted, before = self._counted(mask), -1
+        totals, before = self.cost.hard(mask), -1
         while before != mask.sum():
             before = mask.sum()
             for gates in reversed(self.units[:removed]):
-                if (self.bounds - counted <= self.tolerances).any():
+                if self.ceilings.close(totals):
                     return mask
                 more = mask.copy()
                 more[gates] = True
-                larger = self._counted(more)
-                if (larger > self.bounds).any() or np.array_equal(more, mask):
+                larger = self.cost.hard(more)
+                if not self.ceilings.met(larger) or np.array_equal(more, mask):
                     continue
                 if np.array_equal(self._without_orphans(more), more):
-                    mask, counted = more, larger
+                    mask, totals = more, larger
         return mask
 
     def _infeasible(self, mask: _Mask) -> InfeasibleError:
-        counted = self._counted(mask)
-        worst = int(np.argmax(counted / np.maximum(self.bounds, 1e-9)))
-        budget = self.budgets[worst]
-        quantity = QUANTITIES[self.columns[worst]]
+        columns = self.ceilings.columns
+        counted = self.cost.hard(mask)[columns]
+        worst = int(np.argmax(counted / np.maximum(self.ceilings.limits, 1e-9)))
         return InfeasibleError(
-            f"{budget} cannot be reached: the best channel of every layer that has to stay leaves "
-            f"{counted[worst]:,.0f} {quantity}",
+            f"{self.budgets[worst]} cannot be reached: the best channel of every layer that has to stay leaves "
+            f"{counted[worst]:,.0f} {QUANTITIES[columns[worst]]}",
             "ask for less, or choose the coupling group",
         )

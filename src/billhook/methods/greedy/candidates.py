@@ -86,11 +86,6 @@ class Candidates:
             if name != own or self.config.score == "activations":
                 self._orders.pop(name, None)
 
-    @property
-    def looks(self) -> bool:
-        """Whether images are needed."""
-        return self.config.compensation != "none" or self.config.score == "activations"
-
     def propose(self, wanted: Mapping[str, int]) -> dict[str, Candidate]:
         """What is left of groups when they keep so many channels.
 
@@ -99,7 +94,7 @@ class Candidates:
         """
         found = {}
         for part in self._parts(list(wanted)):
-            moments = self._moments(part) if self.looks else {}
+            moments = self._moments(part) if self.config.looks else {}
             for name in part:
                 readers = moments.get(name, {})
                 order = self.order(name, readers)
@@ -140,7 +135,7 @@ class Candidates:
             except UsageError:  # nobody writes them with weights, so nothing says which matters more
                 return np.tile(np.arange(per), (group.sections, 1))
             rows = filters.flatten(0, 1)[torch.from_numpy(kept)].reshape(group.sections, per, -1)
-            if config.method == "lrf":
+            if config.name == "lrf":
                 return lrf_order(rows)
             order = (fp_omp if config.selector == "omp" else fp_backward)(rows).order
         return order % per

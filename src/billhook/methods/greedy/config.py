@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from billhook.methods.floor import RemovalConfig
 
 Selector = Literal["backward", "omp"]
 Compensation = Literal["next-layer", "pointwise", "none"]
 Tap = Literal["logits", "last-block", "cross-entropy", "accuracy"]
 
 
-class GreedyConfig(BaseModel):
+class GreedyConfig(RemovalConfig):
     """Fields that all of them share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     selector: Selector = Field("backward", description="how filters are chosen: FP-Backward or FP-OMP")
     compensation: Compensation = Field(
@@ -32,10 +32,6 @@ class GreedyConfig(BaseModel):
     finetune_every: int = Field(0, ge=0, description="rounds between fine-tunings within the search; 0: none")
     finetune_share: float = Field(0.3, ge=0, lt=1, description="share of the steps that those have together, if any")
     rate: float = Field(0.2, gt=0, le=1, description="learning rate within the search, as a share of train.lr")
-    round_to: int = Field(1, ge=1, description="kept channels are a multiple of it")
-    least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays")
-    branches: bool = Field(True, description="the inside of a residual branch may go entirely")
-    distil: bool = Field(True, description="distil from the dense network")
 
     @model_validator(mode="after")
     def _by_weights(self) -> Self:
@@ -44,9 +40,9 @@ class GreedyConfig(BaseModel):
         return self
 
     @property
-    def method(self) -> str:
-        """Its name in the registry."""
-        return str(self.name)  # type: ignore[attr-defined]
+    def looks(self) -> bool:
+        """Whether a proposal to remove channels of a group needs images."""
+        return self.compensation != "none" or self.score == "activations"
 
 
 class FPBackward(GreedyConfig):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from billhook.compensation import ReaderMap, absorb
-from billhook.methods.greedy.shrinking import Kept
+from billhook.methods.kept import Kept
 from billhook.models import place
 from billhook.surgery import ChannelPlan, Grouping, expand_channels, mask_channels, plan_channels, remove_channels
 

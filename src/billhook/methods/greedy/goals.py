@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
 from billhook.cost.budget import Budget
-from billhook.methods.channel_choice import Costs, limit
-from billhook.surgery.channel_cost import QUANTITIES
-from billhook.surgery.groups import ChannelGroup
-
-
-def allowed_counts(group: ChannelGroup, round_to: int, least: float, branches: bool) -> list[int]:
-    """All numbers of channels that a group may keep, descending, as
-    :func:`~billhook.methods.channel_choice.choose_channels` has them.
-
-    Args:
-        group: The group.
-        round_to: Kept channels are a multiple of it, or all.
-        least: Share of the group that always stays.
-        branches: A group whose branch can go may keep none (if ``least`` is 0).
-    """
-    unit = lcm(round_to, group.sections)
-    bottom = unit * max(1, ceil(least * group.channels / unit - 1e-9))
-    counts = [group.channels, *range((group.channels - 1) // unit * unit, bottom - 1, -unit)]
-    return [*counts, 0] if branches and group.branch is not None and least == 0 else counts
+from billhook.methods.ceilings import Ceilings, Costs
 
 
 def next_count(counts: Sequence[int], kept: int, step: float) -> int | None:
@@ -65,31 +46,30 @@ class Goals:
         gross: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None = None,
     ) -> None:
         self.cost, self.gross = cost, gross or cost.many
-        found = [limit(budget, cost, dense) for budget in budgets]
-        self._columns = [QUANTITIES.index(quantity) for quantity, _ in found]
-        self._limits = np.array([bound for _, bound in found], dtype=np.float64)
-        self._start = self._of(cost.channels)
+        self.ceilings = Ceilings.of(budgets, cost, dense)
         # A limit that holds from the start asks for nothing; no division by what is not there.
-        self._gap = np.where(self._start > self._limits, self._start - self._limits, np.inf)
+        gap = self._above(cost.channels)
+        self._gap = np.where(gap > 0, gap, np.inf)
 
     def met(self, kept: NDArray[np.int64]) -> bool:
         """Whether every limit holds."""
-        return bool((self._of(kept) <= self._limits).all())
+        return self.ceilings.met(self.cost.many(kept))
 
     def gone(self, kept: NDArray[np.int64]) -> float:
         """Share of the way that is behind, of the goal that is furthest off; 1: all are met."""
         if self.met(kept):
             return 1.0
-        left = (self._of(kept) - self._limits) / self._gap
-        return float(np.clip(1 - left.max(), 0, 1))
+        return float(np.clip(1 - (self._above(kept) / self._gap).max(), 0, 1))
 
     def saved(self, before: NDArray[np.int64], after: NDArray[np.int64]) -> float:
         """Share of the way that a removal saves, added up over the goals; what is below a limit counts for nothing."""
-        first, last = (np.maximum(self.gross(kept)[..., self._columns], self._limits) for kept in (before, after))
-        return float(((first - last) / self._gap)[self._of(before) > self._limits].sum())
+        columns, limits = self.ceilings.columns, self.ceilings.limits
+        first, last = (np.maximum(self.gross(kept)[columns], limits) for kept in (before, after))
+        return float(((first - last) / self._gap)[self._above(before) > 0].sum())
 
-    def _of(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.asarray(self.cost.many(kept)[..., self._columns])
+    def _above(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``[budgets]``: how far each quantity is above its limit."""
+        return np.asarray(self.cost.many(kept)[self.ceilings.columns] - self.ceilings.limits)
 
     def rounds(self, counts: Mapping[str, Sequence[int]], step: float, step_end: float) -> int:
         """About how many rounds a search takes: as many as when all groups lose the same share.

@@ -20,7 +20,8 @@ from billhook.methods.greedy.changes import Changes
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.current import Current
 from billhook.methods.greedy.layer_errors import LayerErrors
-from billhook.methods.greedy.shrinking import Batches, Kept
+from billhook.methods.greedy.shrinking import Batches
+from billhook.methods.kept import Kept
 
 
 class Groups:
@@ -39,7 +40,7 @@ class Groups:
     def __init__(self, counted: Counted, budgets: Sequence[Budget], config: GreedyConfig) -> None:
         self.counted, self.config = counted, config
         self.limits = ChannelLimits(counted, budgets, config)
-        self.looks = config.compensation != "none" or config.score == "activations"
+        self.looks = config.looks
 
     def gross(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
         """What the network costs: no removal costs anything."""

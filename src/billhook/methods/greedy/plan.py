@@ -1,23 +1,27 @@
-"""What greedy plans share: limits, images that measuring takes, and the recipe within a search."""
+"""What greedy plans share: limits, images that measuring takes, the network as it is in the end."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from billhook.cost.budget import Budget
 from billhook.data import ImageSet
 from billhook.methods.base import Setting
-from billhook.methods.channel_choice import Costs
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.ceilings import Costs
+from billhook.methods.channel_run import ChannelRun, RemovalPlan
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.removable import removable
 from billhook.methods.greedy.shrinking import Batches, Shrinking
+from billhook.methods.kept import how_many
 from billhook.models import place
 from billhook.scores import saliency_images
-from billhook.training.config import TrainConfig
+from billhook.training.precision import Room
 
 FORWARD = 1 / 3
 """A forward pass of an image costs about a third of a training step on it, and counts as that much of an image."""
@@ -25,7 +29,7 @@ FORWARD = 1 / 3
 BATCH = 64
 
 
-class GreedyPlan:
+class GreedyPlan(RemovalPlan):
     """A feasible run of a greedy method; subclasses say how it runs.
 
     Args:
@@ -41,35 +45,21 @@ class GreedyPlan:
         UsageError: A budget that the method cannot move.
     """
 
+    config: GreedyConfig
+
     def __init__(self, setting: Setting, config: GreedyConfig) -> None:
-        problem = setting.problem
-        self.setting, self.config = setting, config
-        self.removable = removable(setting, problem.budgets, config)
-        self.limits = self.removable.limits
-        self.left_dense = self.limits.left_dense
-        self.limits.check()
-        self.feasible = self.limits.feasibility()
-        if self.limits.clocked:
-            setting.dense["latency_ms"] = self.limits.clock.dense_ms
-        self.distil = problem.train.distil if problem.train.distil is not None else config.distil
-        self.notes: list[str] = []
-        self.steps, self.share = max(1, problem.steps), 0.0
+        self.removable = removable(setting, setting.problem.budgets, config)
+        super().__init__(setting, config, self.removable.limits)
 
     @property
     def cost(self) -> Costs:
         """What the network costs with fewer channels."""
         return self.limits.cost
 
-    def steps_without(self, images: float) -> int:
-        """Optimiser steps that are left of the run's images when measuring took so many."""
-        problem = self.setting.problem
-        return max(1, int((1 - images / max(1, problem.images)) * problem.steps))
-
-    def recipe(self) -> TrainConfig:
-        """Within the search: a constant, smaller rate."""
-        train = self.setting.problem.train
-        changes = {"schedule": "constant", "warmup": 0.0, "lr": self.config.rate * train.lr, "recalibrate": 0}
-        return train.model_copy(update=changes)
+    def in_macs(self) -> tuple[Budget, ...]:
+        """What the latency asked for comes to in MACs where all groups lose the same share; nothing when none is."""
+        found = self.limits.in_macs(self.limits.same_share)
+        return tuple(Budget("macs", agreed(self.setting.room, budget.bound), "count") for budget in found)
 
     # ------------------------------------------------------------------ parts of a run
     def original(self) -> nn.Module:
@@ -102,17 +92,38 @@ class GreedyPlan:
         labelled = self.labelled(images)
         return lambda: (batch for batch, _ in labelled(BATCH))
 
-    def finish(self, run: ChannelRun, network: Shrinking, line: dict[str, Any]) -> nn.Module:
-        """Cut the network, and write down what is left."""
-        totals = self.cost.totals({name: len(channels) for name, channels in network.kept.items()})
-        run.record(
-            {"phase": "prune", "event": "channels", "step": 0, "epoch": 0.0}
-            | line
-            | {name: int(totals[name]) for name in ("params", "macs", "channels")}
-        )
+    def finish(self, run: ChannelRun, network: Shrinking, number: int, **more: Any) -> nn.Module:
+        """Cut the network, and write down what is left.
+
+        Args:
+            run: What it is a part of.
+            network: What is left.
+            number: Of the last round.
+            more: What the history says besides.
+        """
+        run.record_removal(number, self.cost.totals(how_many(network.kept)), **more)
         self.left = network
         return network.cut(run)
 
     @property
     def _layout(self) -> bool:
         return self.setting.problem.train.channels_last
+
+
+def agreed(room: Room, value: float) -> float:
+    """The first process's value, in all of them: no two measure the same milliseconds."""
+    mine = torch.tensor(value if room.is_main else 0.0, dtype=torch.float64)
+    return float(room.sum(mine.to(room.device)))
+
+
+def short_note(images: int) -> str:
+    """A warning."""
+    return (
+        f"some channel groups have readers with fewer calibration samples than channels ({images} images): "
+        "a ridge makes up for it; raise calibration"
+    )
+
+
+def since(started: float) -> float:
+    """Seconds."""
+    return round(perf_counter() - started, 3)

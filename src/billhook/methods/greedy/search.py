@@ -16,17 +16,15 @@ from torch import nn
 
 from billhook.cost.budget import Budget
 from billhook.errors import Interrupted, RunError
-from billhook.methods.base import HistoryWriter, Outcome, Setting
+from billhook.methods.base import Outcome, Setting
 from billhook.methods.channel_latency import MARGIN
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.channel_run import ChannelRun, counted
 from billhook.methods.greedy.config import HBGTS, FPOMPSearch, SearchConfig
 from billhook.methods.greedy.end_errors import EndErrors
-from billhook.methods.greedy.goals import END, Goals, allowed_counts, next_count
-from billhook.methods.greedy.plan import FORWARD, GreedyPlan
+from billhook.methods.greedy.goals import END, Goals, next_count
+from billhook.methods.greedy.plan import FORWARD, GreedyPlan, agreed, short_note, since
 from billhook.methods.greedy.shrinking import Candidate, Errors, Loss, Shrinking
-from billhook.methods.greedy.uniform import agreed, in_macs, short_note, since
-from billhook.progress import Progress
-from billhook.training.checkpoint import Journal
+from billhook.methods.kept import how_many
 from billhook.training.interrupt import Interrupts
 
 FEWEST = 16
@@ -63,13 +61,10 @@ class SearchPlan(GreedyPlan):
         problem = setting.problem
         self.at_end = isinstance(config, HBGTS | FPOMPSearch)
         groups = self.limits.grouping.groups
-        self.counts = {
-            name: allowed_counts(group, config.round_to, config.least, config.branches)
-            for name, group in groups.items()
-        }
+        self.counts = {name: config.floor.counts(group) for name, group in groups.items()}
         step, end = config.step, config.step_end
         self.step_end = end if end is not None else max(1, step // 2) if step >= 1 else step / 2
-        self.goals = self.goals_with(in_macs(self))
+        self.goals = self.goals_with(self.in_macs())
         self.rounds = max(1, self.goals.rounds(self.counts, step, self.step_end))
         # A round looks at all groups after a while, and at about three of them otherwise.
         looked = min(len(groups), len(groups) / config.stale + 3)
@@ -83,7 +78,7 @@ class SearchPlan(GreedyPlan):
         if ratio < 1:
             measures = f"measures on {self.calibration} images, and " if looks else ""
             self.notes.append(
-                f"{config.method} {measures}compares on {self.selection} images, in each of about {self.rounds} "
+                f"{config.name} {measures}compares on {self.selection} images, in each of about {self.rounds} "
                 f"rounds: {100 * config.allowance:g} % of the run's images allow no more"
             )
         self.steps = self.steps_without(self.expected)
@@ -101,16 +96,8 @@ class SearchPlan(GreedyPlan):
         return Goals([*self.limits.budgets, *more], self.cost, self.setting.dense, self.removable.gross)
 
     # ------------------------------------------------------------------ the run
-    def run(
-        self,
-        module: nn.Module,
-        teacher: nn.Module | None,
-        journal: Journal,
-        progress: Progress,
-        on_history: HistoryWriter,
-    ) -> Outcome:
-        """Search, remove, fine-tune; continues from the journal. ``module`` is left behind."""
-        run = ChannelRun(self.setting, teacher, journal, progress, on_history)
+    def carry_out(self, run: ChannelRun, module: nn.Module) -> Outcome:
+        """Search, remove, fine-tune."""
         small = self.removed(run)
         searched = run.seconds
         steps, self.steps = self.steps, self.steps + self._done
@@ -123,7 +110,7 @@ class SearchPlan(GreedyPlan):
         search = _Search(self, run)
         search.run()
         state = search.state
-        small = self.finish(run, search.network, {"round": state.round, "search_seconds": round(state.seconds, 3)})
+        small = self.finish(run, search.network, state.round, search_seconds=round(state.seconds, 3))
         self._done = state.steps
         self.steps = max(1, self.steps_without(state.images) - state.steps)
         return small
@@ -227,7 +214,7 @@ class _Search:
         for other in network.remove(name, candidate):
             self.cache.pop(other, None)
         state.round += 1
-        totals = self.plan.cost.totals({group: len(kept) for group, kept in network.kept.items()})
+        totals = self.plan.cost.totals(how_many(network.kept))
         self._write(
             {
                 "event": "round",
@@ -238,7 +225,7 @@ class _Search:
                 "error": _short(self._error(loss)),
                 "errors": errors,
             }
-            | {key: int(totals[key]) for key in ("params", "macs", "channels")}
+            | counted(totals)
             | {"images": round(state.images), "round_seconds": since(started)},
             self.run_.seconds + perf_counter() - started,
         )
@@ -303,11 +290,10 @@ class _Search:
         limits, plan, state = self.plan.limits, self.plan, self.state
         if not limits.clocked:
             return
-        bound = min(limits.clock.bound(budget) for budget in limits.clocked)
-        late = agreed(self.setting.room, limits.milliseconds(self.network.kept) / bound)
+        late = agreed(self.setting.room, limits.milliseconds(self.network.kept) / limits.bound)
         if late <= 1:
             return
-        totals = plan.cost.totals({name: len(kept) for name, kept in self.network.kept.items()})
+        totals = plan.cost.totals(how_many(self.network.kept))
         state.macs = max(1.0, math.floor(totals["macs"] * min(0.97, MARGIN / late)))
         self._ask()
 
@@ -322,7 +308,7 @@ class _Search:
         if not plan.each or number > plan.finetunings or self.goals.met(self.network.numbers):
             return
         small = self.network.small()
-        self.run_.train(small, f"round-{number}", plan.each, recipe=plan.recipe())
+        self.run_.train(small, f"round-{number}", plan.each, recipe=plan.gently(self.config.rate))
         self.network.take_back(small)
         state.steps += plan.each
         self.cache.clear()

@@ -17,12 +17,10 @@ from billhook.methods.base import Outcome
 from billhook.methods.channel_run import ChannelRun
 from billhook.methods.greedy.changes import Changes
 from billhook.methods.group_limits import GroupLimits
+from billhook.methods.kept import Kept
 
 Batches = Callable[[], Iterable[Tensor]]
 """Images, anew with each call, on the network's device."""
-
-Kept = dict[str, NDArray[np.int64]]
-"""Channels that stay, by group."""
 
 Loss = tuple[float, float]
 """An error now, and with the candidate."""

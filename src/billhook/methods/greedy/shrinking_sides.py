@@ -28,7 +28,8 @@ from billhook.methods.channel_run import ChannelRun
 from billhook.methods.greedy.changes import Changes, Running
 from billhook.methods.greedy.config import Selector
 from billhook.methods.greedy.layer_errors import Held, evaluated, ratios, squares
-from billhook.methods.greedy.shrinking import Batches, Kept, Loss
+from billhook.methods.greedy.shrinking import Batches, Loss
+from billhook.methods.kept import Kept
 from billhook.models import place
 from billhook.surgery import Grouping
 

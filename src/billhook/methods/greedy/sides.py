@@ -7,9 +7,9 @@ convolution is put in when its side first loses a channel; before that it would 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from billhook.compensation import insert_pointwise, pointwise_layers, prunable_c
 from billhook.cost import LayerCost, count
 from billhook.cost.budget import Budget
 from billhook.errors import InputError
-from billhook.methods.channel_choice import limit
+from billhook.methods.ceilings import Ceilings
 from billhook.methods.counted import Counted
+from billhook.methods.floor import Floor
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.pointwise_cost import PointwiseCost
 from billhook.methods.greedy.shrinking import Batches
 from billhook.methods.greedy.shrinking_sides import SIDES, ShrinkingSides, kept_shapes, side_names
 from billhook.methods.group_limits import GroupLimits
+from billhook.methods.kept import Kept
 from billhook.surgery import ChannelGroup, Grouping, Member
 from billhook.surgery.tensors import is_depthwise
 
@@ -77,7 +79,7 @@ class SideLimits(GroupLimits):
         sides = {layer: side_names(layer) for layer in self.layers}
         return PointwiseCost(counted.delivered, opened, sides, counted.file_bytes({}))
 
-    def milliseconds(self, kept: Mapping[str, NDArray[np.int64]]) -> float:
+    def milliseconds(self, kept: Kept) -> float:
         """On this machine, when the sides keep these channels."""
         small = copy.deepcopy(self.counted.network.module)
         shape_pointwise(small, kept_shapes(self.grouping, kept))
@@ -87,14 +89,11 @@ class SideLimits(GroupLimits):
         return self.clock.of(small)
 
     @property
-    def bounds(self) -> dict[str, Any]:
+    def floor(self) -> Floor:
         """What holds from the start asks for nothing: then nothing goes, where anything else might cost more."""
-        start = self.cost.totals({})
-        met = not self.clocked and all(
-            start[quantity] <= bound
-            for quantity, bound in (limit(budget, self.cost, self.counted.dense) for budget in self.budgets)
-        )
-        return super().bounds | ({"least": 1.0} if met else {})
+        cost, counted = self.cost, self.counted
+        met = not self.clocked and Ceilings.of(self.budgets, cost, counted.dense).met(cost.many(cost.channels))
+        return replace(super().floor, least=1.0) if met else super().floor
 
     def _refused(self) -> dict[str, str]:
         """Layers that lose nothing, and why."""

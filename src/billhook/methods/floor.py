@@ -1,0 +1,89 @@
+"""What channel groups never go below: one noun for those who choose, and as fields of a method's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, lcm
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from billhook.errors import UsageError
+from billhook.surgery.groups import ChannelGroup, Grouping
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How far a channel group can go.
+
+    Attributes:
+        round_to: Kept channels are a multiple of it.
+        least: Share of every group that always stays.
+        branches: A group whose branch can go may keep no channel (if ``least`` is 0).
+
+    Raises:
+        UsageError: A value out of range.
+    """
+
+    round_to: int = 1
+    least: float = 0.0
+    branches: bool = True
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1:
+            raise UsageError(f"round_to = {self.round_to} is less than 1")
+        if not 0 <= self.least <= 1:
+            raise UsageError(
+                f"least = {self.least:g} is not between 0 and 1", "it is a share of every group's channels"
+            )
+
+    def counts(self, group: ChannelGroup) -> list[int]:
+        """All numbers of channels that a group may keep, descending.
+
+        All of them, or a multiple of ``round_to`` and of its sections, or none where its branch may go. A group that
+        has fewer than such a multiple keeps them all (or none).
+
+        Raises:
+            ValueError: Sections that are not of one size.
+        """
+        if group.channels % group.sections:
+            raise ValueError(
+                f"the {group.channels} channels of '{group.name}' do not fall into {group.sections} sections"
+            )
+        step = lcm(self.round_to, group.sections)
+        bottom = step * max(1, ceil(self.least * group.channels / step - 1e-9))
+        highest = (group.channels - 1) // step * step
+        counts = [group.channels, *range(highest, bottom - 1, -step)]
+        return [*counts, 0] if self.branches and group.branch is not None and not self.least else counts
+
+    @property
+    def raised(self) -> bool:
+        """Whether somebody asked for groups to keep more than they have to."""
+        return self.least > 0 or self.round_to > 1
+
+    def words(self, grouping: Grouping) -> str:
+        """What a network at its smallest keeps, for a message."""
+        words = f"{100 * self.least:g} % of every group" if self.least else "one channel of every group"
+        if not self.least and self.branches and any(group.branch is not None for group in grouping.groups.values()):
+            words += " outside the branches that can go"
+        return words + (f", in multiples of {self.round_to}," if self.round_to > 1 else "")
+
+
+LOWEST = Floor()
+"""One channel of every group, and none inside a branch that can go."""
+
+
+class RemovalConfig(BaseModel):
+    """Settings that all methods have which remove channels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    round_to: int = Field(1, ge=1, description="kept channels are a multiple of it")
+    least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays")
+    branches: bool = Field(True, description="the inside of a residual branch may go entirely")
+    distil: bool = Field(True, description="distil from the dense network")
+
+    @property
+    def floor(self) -> Floor:
+        """What groups never go below."""
+        return Floor(self.round_to, self.least, self.branches)
