@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -261,7 +261,7 @@ def seeds(folder: Path) -> list[bytes]:
 def keep(data: bytes, findings: Path) -> None:
     """Writes an input that failed, and says where."""
     findings.mkdir(parents=True, exist_ok=True)
-    path = findings / f"failed-{abs(hash(data)) % 10**10}"
+    path = findings / f"failed-{hashlib.sha256(data).hexdigest()[:12]}"
     path.write_bytes(data)
     print(f"kept as {path}", file=sys.stderr)
 
@@ -317,6 +317,15 @@ def with_atheris(folder: Path, seconds: float, path: Path, findings: Path) -> No
     atheris.Fuzz()
 
 
+def limit_memory() -> None:
+    """Makes the allocation of a claimed size fail with MemoryError, which is a finding."""
+    try:
+        import resource
+    except ImportError:
+        return  # not a Unix
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -327,8 +336,7 @@ def main() -> int:
     parser.add_argument("--findings", type=Path, default=Path(tempfile.gettempdir()) / "billhook-fuzz")
     parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE")
     options = parser.parse_args()
-    # An allocation of a claimed size then fails with MemoryError, which is a finding.
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    limit_memory()
     with tempfile.TemporaryDirectory(prefix="billhook-fuzz-") as folder:
         path = Path(folder) / "net"
         if options.replay:
