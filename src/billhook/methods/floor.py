@@ -19,6 +19,7 @@ class Floor:
         round_to: Kept channels are a multiple of it.
         least: Share of every group that always stays.
         branches: A group whose branch can go may keep no channel (if ``least`` is 0).
+        streams: Channels that more than one layer writes, those of a residual stream, may go.
 
     Raises:
         UsageError: A value out of range.
@@ -27,6 +28,7 @@ class Floor:
     round_to: int = 1
     least: float = 0.0
     branches: bool = True
+    streams: bool = True
 
     def __post_init__(self) -> None:
         if self.round_to < 1:
@@ -36,11 +38,15 @@ class Floor:
                 f"least = {self.least:g} is not between 0 and 1", "it is a share of every group's channels"
             )
 
+    def whole(self, group: ChannelGroup) -> bool:
+        """Whether a group keeps all its channels, whatever the budget: it is a stream, and streams stay."""
+        return not self.streams and len(group.writers) > 1
+
     def counts(self, group: ChannelGroup) -> list[int]:
         """All numbers of channels that a group may keep, descending.
 
         All of them, or a multiple of ``round_to`` and of its sections, or none where its branch may go. A group that
-        has fewer than such a multiple keeps them all (or none).
+        has fewer than such a multiple keeps them all (or none), one that is :meth:`whole` keeps them all.
 
         Raises:
             ValueError: Sections that are not of one size.
@@ -49,6 +55,8 @@ class Floor:
             raise ValueError(
                 f"the {group.channels} channels of '{group.name}' do not fall into {group.sections} sections"
             )
+        if self.whole(group):
+            return [group.channels]
         step = lcm(self.round_to, group.sections)
         bottom = step * max(1, ceil(self.least * group.channels / step - 1e-9))
         highest = (group.channels - 1) // step * step
@@ -58,14 +66,16 @@ class Floor:
     @property
     def raised(self) -> bool:
         """Whether somebody asked for groups to keep more than they have to."""
-        return self.least > 0 or self.round_to > 1
+        return self.least > 0 or self.round_to > 1 or not self.streams
 
     def words(self, grouping: Grouping) -> str:
         """What a network at its smallest keeps, for a message."""
         words = f"{100 * self.least:g} % of every group" if self.least else "one channel of every group"
         if not self.least and self.branches and any(group.branch is not None for group in grouping.groups.values()):
             words += " outside the branches that can go"
-        return words + (f", in multiples of {self.round_to}," if self.round_to > 1 else "")
+        words += ", and whole streams" if any(self.whole(group) for group in grouping.groups.values()) else ""
+        words += f", in multiples of {self.round_to}" if self.round_to > 1 else ""
+        return words + ("," if ", " in words else "")
 
 
 LOWEST = Floor()
@@ -81,9 +91,10 @@ class RemovalConfig(BaseModel):
     round_to: int = Field(1, ge=1, description="kept channels are a multiple of it")
     least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays")
     branches: bool = Field(True, description="the inside of a residual branch may go entirely")
+    streams: bool = Field(True, description="channels that more than one layer writes (residual streams) may go")
     distil: bool = Field(True, description="distil from the dense network")
 
     @property
     def floor(self) -> Floor:
         """What groups never go below."""
-        return Floor(self.round_to, self.least, self.branches)
+        return Floor(self.round_to, self.least, self.branches, self.streams)

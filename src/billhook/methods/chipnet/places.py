@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from billhook.methods.floor import LOWEST, Floor
 from billhook.models import PadShortcut
 from billhook.surgery import ChannelGroup, Grouping, Member
 from billhook.surgery.check import is_wirable
@@ -164,7 +165,7 @@ class Layout:
         return np.concatenate([np.asarray(parts[vector.name]) for vector in self.vectors] or [np.zeros(0)])
 
 
-def lay_out(module: nn.Module, grouping: Grouping, coupling: Coupling = "group") -> Layout:
+def lay_out(module: nn.Module, grouping: Grouping, coupling: Coupling = "group", floor: Floor = LOWEST) -> Layout:
     """Find the places for gates.
 
     A writer's gates stand behind the last layer that hangs on it alone (its normalisation where it has one), a reader's
@@ -178,11 +179,14 @@ def lay_out(module: nn.Module, grouping: Grouping, coupling: Coupling = "group")
         module: The network.
         grouping: Its groups.
         coupling: Whether the places of a group share their gates.
+        floor: Groups that it leaves whole have no gates; coupled gates only.
     """
     parts = dict(module.named_modules())
     vectors: list[GateVector] = []
     streams: list[Stream] = []
     for group in grouping.groups.values():
+        if floor.whole(group):
+            continue
         stream = _stream(parts, grouping, group, len(vectors)) if coupling == "independent" else None
         if stream is None:
             places = (*_places(parts, group), *_bare(module, group))

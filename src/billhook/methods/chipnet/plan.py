@@ -45,7 +45,11 @@ class ChipNetPlan(RemovalPlan):
     def __init__(self, setting: Setting, config: ChipNet) -> None:
         problem = setting.problem
         super().__init__(setting, config, ChannelLimits(setting, problem.budgets, config))
-        self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling)
+        self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling, config.floor)
+        if not self.layout.vectors:
+            raise InputError(
+                f"every channel of {setting.network.spec} that could go is a residual stream's", "choose streams=true"
+            )
         self.given = self._given()
         if config.coupling == "independent":
             # The floor of gates of their own depends on which are the best: refused here where no gates could do it.

@@ -42,12 +42,14 @@ class SoftCost:
         out, into = np.zeros((widths, len(self._place))), np.zeros((widths, len(self._place)))
         self._ends: list[tuple[int, int, int]] = []  # of a branch: layer, its own width, that of the stream
         full = np.zeros(widths)
-        # A group is as wide as its only vector, or as its stream.
+        # A group is as wide as its only vector, or as its stream; without gates it keeps its width.
         self._width_of = {vector.group: number for number, vector in enumerate(vectors) if vector.shared}
         self._width_of |= {stream.group.name: self._base + number for number, stream in enumerate(layout.streams)}
         branches = [group.branch for group in layout.grouping.groups.values() if group.branch is not None]
         ends = {end for branch in branches for end in branch.ends}
         for group in layout.grouping.groups.values():
+            if group.name not in self._width_of:
+                continue
             whole = self._width_of[group.name]
             own = self._own_widths(group)
             for number in {whole, *own.values()}:
@@ -131,7 +133,9 @@ class SoftCost:
     def _kept(self, widths: Tensor) -> NDArray[np.int64]:
         """``[groups]``: 0 where nothing is left, else at least 1."""
         open_ = (widths > 0).cpu().numpy()
-        kept = np.array([open_[self._width_of[name]] for name in self.cost.names], dtype=np.int64)
+        kept = np.ones(len(self.cost.names), dtype=np.int64)
+        for name, number in self._width_of.items():
+            kept[self.cost.index[name]] = open_[number]
         for stream in self.layout.streams:
             if not kept[self.cost.index[stream.group.name]]:
                 continue

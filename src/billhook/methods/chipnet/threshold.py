@@ -59,7 +59,7 @@ def harden(
         cost: What the network costs with fewer channels.
         budgets: The inequalities.
         dense: Totals of the dense network, which percentages are of.
-        floor: What groups never go below; coupled gates only.
+        floor: What groups never go below, the one that gates were laid out for; coupled gates only.
 
     Raises:
         InfeasibleError: The budgets cannot be met; names what can be.
@@ -73,7 +73,8 @@ def harden(
     if layout.streams:
         mask = _Search(row, layout, SoftCost(cost, layout), budgets, dense).run()
     else:
-        scores = {vector.group: row[part] for vector, part in zip(layout.vectors, layout.slices, strict=True)}
+        scores = {name: np.zeros(group.channels) for name, group in layout.grouping.groups.items()}
+        scores |= {vector.group: row[part] for vector, part in zip(layout.vectors, layout.slices, strict=True)}
         kept = choose_channels(scores, layout.grouping, cost, budgets, dense, floor=floor)
         mask = np.zeros(layout.total, dtype=bool)
         for vector, part in zip(layout.vectors, layout.slices, strict=True):

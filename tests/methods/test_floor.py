@@ -1,0 +1,130 @@
+"""What groups never go below, by hand; and that every family of methods holds on to it."""
+
+import numpy as np
+import pytest
+
+from billhook.cost import count
+from billhook.errors import InfeasibleError, InputError, UsageError
+from billhook.methods.floor import LOWEST, Floor
+from billhook.methods.kept import how_many
+from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member
+
+from .problems import NETWORKS, carry_out, ready
+
+FEW = {
+    "chipnet": {"batch_size": 12},
+    "fp-backward": {},
+    "hbgs": {"selection": 8, "calibration": 8, "step": 0.5, "stale": 50},
+    "l1": {},
+    "taylor": {"rounds": 2, "epochs": 4.0},
+}
+
+
+def group(channels, writers=1, *, sections=1, branch=False):
+    members = [Member(f"w{n}", "out", np.arange(channels)[:, None]) for n in range(writers)]
+    members.append(Member("r", "in", np.arange(channels)[:, None]))
+    return ChannelGroup("g", channels, tuple(members), sections, Branch((), (), ()) if branch else None)
+
+
+@pytest.mark.parametrize(
+    ("floor", "of", "counts"),
+    [
+        (LOWEST, group(4), [4, 3, 2, 1]),
+        (LOWEST, group(4, 2), [4, 3, 2, 1]),
+        (LOWEST, group(4, branch=True), [4, 3, 2, 1, 0]),
+        (LOWEST, group(6, sections=2), [6, 4, 2]),
+        (Floor(3), group(6, sections=2), [6]),
+        (Floor(3), group(7), [7, 6, 3]),
+        (Floor(3), group(2), [2]),
+        (Floor(3), group(2, branch=True), [2, 0]),
+        (Floor(2, 0.5), group(8, branch=True), [8, 6, 4]),
+        (Floor(branches=False), group(3, branch=True), [3, 2, 1]),
+        (Floor(streams=False), group(4, 2), [4]),
+        (Floor(streams=False), group(4, 3, branch=True), [4]),
+        (Floor(streams=False), group(4), [4, 3, 2, 1]),
+        (Floor(2, streams=False), group(4, branch=True), [4, 2, 0]),
+    ],
+)
+def test_counts_by_hand(floor, of, counts):
+    assert floor.counts(of) == counts
+
+
+def test_values_out_of_range():
+    with pytest.raises(UsageError, match="round_to = 0"):
+        Floor(0)
+    with pytest.raises(UsageError, match=r"least = -0\.1"):
+        Floor(least=-0.1)
+    with pytest.raises(ValueError, match="do not fall into 2 sections"):
+        LOWEST.counts(group(5, sections=2))
+
+
+def test_words():
+    both = Grouping({"a": group(4, 2), "b": group(4, branch=True)})
+    assert LOWEST.words(both) == "one channel of every group outside the branches that can go"
+    found = Floor(4, streams=False).words(both)
+    assert found == "one channel of every group outside the branches that can go, and whole streams, in multiples of 4,"
+    assert Floor(least=0.25, streams=False).words(Grouping({"b": group(4)})) == "25 % of every group"
+    assert [floor.raised for floor in (LOWEST, Floor(branches=False), Floor(streams=False))] == [False, False, True]
+
+
+# ---------------------------------------------------------------------- runs
+@pytest.mark.parametrize("method", sorted(FEW))
+def test_streams_keep_their_width(method):
+    free, held = (
+        carry_out(ready("resnet20", method, "macs<=50%", streams=streams, **FEW[method])) for streams in (True, False)
+    )
+    dense = NETWORKS["resnet20"](4)
+    groups = held.prepared.setting.groups().groups
+    assert sum(len(group.writers) > 1 for group in groups.values()) == 3
+    kept = []
+    for done in (free, held):
+        parts = dict(done.small.named_modules())
+        # A convolution whose branch is gone is none any more.
+        kept.append(
+            [
+                getattr(parts.get(member.layer), "out_channels", group.channels) == group.channels
+                for group in groups.values()
+                for member in group.writers
+                if len(group.writers) > 1
+            ]
+        )
+        assert done.cost.macs <= 0.5 * count(dense, 8).macs
+    assert not all(kept[0])
+    assert all(kept[1])
+
+
+def test_gates_of_streams_are_none():
+    prepared = ready("resnet20", "chipnet", "macs<=50%", streams=False, batch_size=12)
+    plan, groups = prepared.plan, prepared.setting.groups().groups
+    assert {vector.group for vector in plan.layout.vectors} == {n for n, g in groups.items() if len(g.writers) == 1}
+    choice = plan._choose(plan._level, prepared.setting.problem.budgets)
+    assert choice.kept.keys() == {vector.group for vector in plan.layout.vectors}
+    done = carry_out(prepared)
+    line = next(line for line in done.outcome.history if line["event"] == "channels")
+    assert line["params"] == done.cost.params
+    assert line["macs"] == done.cost.macs
+    psi = {name for name in done.outcome.files["gates.safetensors"][0] if name.startswith("psi/")}
+    assert psi == {f"psi/{vector.name}" for vector in plan.layout.vectors}
+
+
+def test_what_whole_streams_leave_is_said_beforehand():
+    for method in ("l1", "chipnet", "hbgs"):
+        with pytest.raises(InfeasibleError, match="and whole streams, leaves") as error:
+            ready("resnet20", method, "channels<=30%", streams=False, branches=False)
+        assert "fewer channels" in error.value.hint
+    prepared = ready("resnet20", "l1", "params<=50%", streams=False)
+    limits = prepared.plan.limits
+    for name, number in how_many(limits.same_share()).items():
+        group = limits.grouping.groups[name]
+        assert number == group.channels or len(group.writers) == 1
+
+
+def test_independent_gates_have_no_floor():
+    with pytest.raises(UsageError, match="streams are for coupled gates"):
+        ready("resnet20", "chipnet", "macs<=50%", streams=False, coupling="independent")
+
+
+def test_a_network_of_streams_alone_has_no_gates(monkeypatch):
+    monkeypatch.setattr(Floor, "whole", lambda self, group: True)
+    with pytest.raises(InputError, match="residual stream"):
+        ready("tiny", "chipnet", "macs<=100%")
