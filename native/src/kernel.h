@@ -2,7 +2,10 @@
 #ifndef BILLHOOK_KERNEL_H
 #define BILLHOOK_KERNEL_H
 
+// The library shows these functions and nothing else.
+#pragma GCC visibility push(default)
 #include "billhook.h"
+#pragma GCC visibility pop
 
 namespace billhook {
 
@@ -24,13 +27,15 @@ using Kernel = void (*)(const Context &, const bh_step &, int part, int parts);
 struct Kernels {
     int lanes;
     Kernel of[BH_KINDS][2];
+    // Does many multiply-adds of one type in registers and returns how many.
+    double (*multiply_adds)(int type, int rounds, volatile float &sink);
 };
 
 const Kernels &portable_kernels();
 #ifdef BILLHOOK_X86
 const Kernels &avx2_kernels();
 const Kernels &avx512_kernels();       // bf16: null
-const Kernels &avx512_bf16_kernels();
+const Kernels &avx512_bf16_kernels();  // f32: null, as those of avx512 serve; no table where BILLHOOK_NO_BF16 is said
 #endif
 
 }  // namespace billhook

@@ -69,6 +69,11 @@ inline Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// x times 2^n, n being the low bits of t.
+inline Vec scale_by_power(Vec x, Vec t) {
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(t.v), 23);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), exponent))};
+}
 inline Index load_index(const uint8_t *p) {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)))};
 }
@@ -104,6 +109,10 @@ inline Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec scale_by_power(Vec x, Vec t) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(t.v), 23);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x.v), exponent))};
+}
 inline Index load_index(const uint8_t *p) {
     return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)))};
 }
@@ -111,51 +120,74 @@ inline Vec permute(Vec x, Index index) { return {_mm256_permutevar8x32_ps(x.v, i
 
 #else
 
-// Plain loops over eight lanes; a compiler makes of them what the machine has (two NEON registers, say).
+// Eight lanes in the compilers' own vectors: two SSE or NEON registers, or whatever the machine has.
 constexpr int L = 8;
+typedef float Eight __attribute__((vector_size(32)));
+typedef int32_t EightBits __attribute__((vector_size(32)));
 struct Vec {
-    float v[L];
+    Eight v;
 };
 struct Index {
     uint8_t v[L];
 };
-#define BILLHOOK_EACH(expression)                   \
-    Vec result;                                     \
-    for (int i = 0; i < L; ++i) result.v[i] = (expression); \
-    return result
-inline Vec set1(float x) { BILLHOOK_EACH(x); }
+inline Vec set1(float x) { return {Eight{x, x, x, x, x, x, x, x}}; }
 inline Vec zero() { return set1(0.0f); }
-inline Vec load(const float *p) { BILLHOOK_EACH(p[i]); }
-inline Vec load(const bf16 *p) { BILLHOOK_EACH(to_float(p[i])); }
-inline void store(float *p, Vec x) {
-    for (int i = 0; i < L; ++i) p[i] = x.v[i];
+inline Vec load(const float *p) {
+    Vec result;
+    std::memcpy(&result, p, sizeof(result));
+    return result;
+}
+inline void store(float *p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
+inline Vec load(const bf16 *p) {
+    Vec result;
+    for (int i = 0; i < L; ++i) result.v[i] = to_float(p[i]);
+    return result;
 }
 inline void store(bf16 *p, Vec x) {
     for (int i = 0; i < L; ++i) p[i] = to_bf16(x.v[i]);
 }
-inline Vec add(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] + b.v[i]); }
-inline Vec sub(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] - b.v[i]); }
-inline Vec mul(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] * b.v[i]); }
-inline Vec div(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] / b.v[i]); }
-inline Vec max(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-inline Vec min(Vec a, Vec b) { BILLHOOK_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-inline Vec fma(Vec a, Vec b, Vec c) { BILLHOOK_EACH(a.v[i] * b.v[i] + c.v[i]); }
+inline Vec choose(EightBits first, Vec a, Vec b) {
+    return {(Eight)(((EightBits)a.v & first) | ((EightBits)b.v & ~first))};
+}
+inline Vec add(Vec a, Vec b) { return {a.v + b.v}; }
+inline Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
+inline Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
+inline Vec div(Vec a, Vec b) { return {a.v / b.v}; }
+inline Vec max(Vec a, Vec b) { return choose(a.v > b.v, a, b); }
+inline Vec min(Vec a, Vec b) { return choose(a.v < b.v, a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+inline Vec scale_by_power(Vec x, Vec t) { return {(Eight)((EightBits)x.v + ((EightBits)t.v << 23))}; }
 inline Index load_index(const uint8_t *p) {
     Index result;
-    for (int i = 0; i < L; ++i) result.v[i] = p[i];
+    std::memcpy(&result, p, sizeof(result));
     return result;
 }
-inline Vec permute(Vec x, Index index) { BILLHOOK_EACH(x.v[index.v[i] & (L - 1)]); }
-#undef BILLHOOK_EACH
+inline Vec permute(Vec x, Index index) {
+    float from[L], to[L];
+    store(from, x);
+    for (int i = 0; i < L; ++i) to[i] = from[index.v[i] & (L - 1)];
+    return load(to);
+}
 
 #endif
 
-// e^x for x of any size; relative error below 2e-7. Needed by sigmoid and SiLU only.
+// e^x with a relative error below 2e-7; x is taken to lie in -86..88, outside of which nothing that uses it can tell.
+// x = n ln 2 + r with |r| <= ln 2 / 2, and e^r by a polynomial (the coefficients of Cephes' expf).
 inline Vec exponential(Vec x) {
-    float values[L];
-    store(values, x);
-    for (float &value : values) value = std::exp(value);
-    return load(values);
+    x = min(set1(88.0f), max(set1(-86.0f), x));  // in this order of arguments a NaN stays one
+    const Vec magic = set1(12582912.0f);         // 1.5 * 2^23: a sum with it is rounded to a whole number, in the low bits
+    const Vec shifted = add(mul(x, set1(1.44269504f)), magic);
+    const Vec n = sub(shifted, magic);
+    Vec r = fma(n, set1(-0.693359375f), x);
+    r = fma(n, set1(2.12194440e-4f), r);
+    Vec p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    p = add(fma(p, mul(r, r), r), set1(1.0f));
+    return scale_by_power(p, shifted);
 }
 
 inline Vec activate(Vec x, int activation) {
