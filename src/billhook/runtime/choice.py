@@ -1,0 +1,169 @@
+"""How a convolution is run: which kernel, which tile, which order. What is a good guess, and what is worth timing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+DENSE_ABOVE = 0.55
+"""Share of weights kept above which all of them are multiplied: the sparse kernel reaches two thirds of the speed."""
+DENSE_TRIED_ABOVE = 0.3
+SLOTS = (1, 2, 4)
+VECTORS = (1, 2, 4)
+WIDEST = 16
+"""Pixels of the widest tile; maps are cut into equal tiles up to this."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run a convolution; the fields are those of ``bh_step``.
+
+    Attributes:
+        kernel: ``dense`` multiplies all weights, ``hybrid`` a stream of those that are not zero.
+        tile: Pixels of a row that are summed at a time, at most.
+        rows: Rows of a tile.
+        vectors: Vectors of outputs of a tile (``dense``).
+        slots: Non-zeros (bf16: pairs) per output of an item of the stream (``hybrid``).
+        order: 0: outputs inside, pixels outside; 1: the other way round.
+        split: Threads share 0 rows, 1 outputs.
+    """
+
+    kernel: Literal["dense", "hybrid"]
+    tile: int = WIDEST
+    rows: int = 1
+    vectors: int = 1
+    slots: int = 1
+    order: int = 0
+    split: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Choice:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            ValueError: The values describe no choice.
+        """
+        if not isinstance(values, dict) or values.keys() != {field.name for field in fields(cls)}:
+            raise ValueError("a choice has the keys " + ", ".join(field.name for field in fields(cls)))
+        numbers = {key: value for key, value in values.items() if key != "kernel"}
+        allowed = {"slots": SLOTS, "vectors": VECTORS, "order": (0, 1), "split": (0, 1)}
+        if values["kernel"] not in ("dense", "hybrid") or not all(
+            type(number) is int and number in allowed.get(key, range(1, WIDEST + 1)) for key, number in numbers.items()
+        ):
+            raise ValueError(f"there is no way to run a convolution like {values}")
+        return cls(**values)
+
+    def __str__(self) -> str:
+        tile = f"{self.rows}x{self.tile}" if self.rows > 1 else str(self.tile)
+        inner = f"vectors {self.vectors}" if self.kernel == "dense" else f"slots {self.slots}"
+        order = "pixels inside" if self.order else "outputs inside"
+        return f"{self.kernel}, tile {tile}, {inner}, {order}, threads share {'outputs' if self.split else 'rows'}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a guess is made from.
+
+    Attributes:
+        outputs: Output channels.
+        height: Of the output.
+        width: Of the output.
+        density: Share of the weights that are there.
+        fill: Non-zeros per output of L inputs of one tap, where there are any, on average.
+        dense: Whether the dense kernel can run it: a convolution without groups.
+        sparse: Whether a stream of non-zeros may be shorter than all weights.
+        lanes: L.
+        bf16: Whether weights are bf16, two to a slot.
+        threads: Of the run.
+    """
+
+    outputs: int
+    height: int
+    width: int
+    density: float
+    fill: float
+    dense: bool
+    sparse: bool
+    lanes: int
+    bf16: bool
+    threads: int
+
+
+def guess(facts: Facts) -> Choice:
+    """The choice where nothing was measured."""
+    dense = facts.dense and (not facts.sparse or facts.density > DENSE_ABOVE)
+    groups = -(-facts.outputs // facts.lanes)
+    rows, tile = _tiles(facts)[0]
+    narrow = facts.height * facts.width <= 49
+    split = int(
+        facts.threads > 1 and (facts.height < 2 * facts.threads or (facts.width <= 14 and groups >= 2 * facts.threads))
+    )
+    common = Choice("dense" if dense else "hybrid", tile, rows, order=int(narrow), split=split)
+    if dense:
+        vectors = max(
+            v for v in VECTORS if v <= (4 if facts.height * facts.width == 1 else 2) and (v == 1 or v <= groups)
+        )
+        return replace(common, vectors=vectors)
+    return replace(common, slots=_slots(facts))
+
+
+def kernels(facts: Facts) -> list[Choice]:
+    """Kernels and tiles that are worth timing, the guess first."""
+    first = guess(facts)
+    found = [first]
+    if facts.sparse or not facts.dense:
+        most = 4 if facts.fill > 2 * (2 if facts.bf16 else 1) else 2 if facts.fill > (2 if facts.bf16 else 1) else 1
+        found += [
+            replace(first, kernel="hybrid", slots=slots, vectors=1, rows=rows, tile=tile)
+            for slots in SLOTS
+            if slots <= most
+            for rows, tile in _tiles(facts)
+        ]
+    if facts.dense and facts.height * facts.width > 1 and (not facts.sparse or facts.density > DENSE_TRIED_ABOVE):
+        groups = -(-facts.outputs // facts.lanes)
+        found += [
+            replace(first, kernel="dense", slots=1, vectors=vectors, rows=rows, tile=tile)
+            for vectors in VECTORS
+            if vectors == 1 or vectors <= groups
+            for rows, tile in _tiles(facts)
+        ]
+    return _distinct(found)
+
+
+def orders(choice: Choice, facts: Facts) -> list[Choice]:
+    """The same kernel in other orders, its own first."""
+    found = [choice]
+    for split in (0, 1) if facts.threads > 1 else (choice.split,):
+        for order in (0, 1) if facts.height * facts.width > 1 else (choice.order,):
+            found.append(replace(choice, order=order, split=split))
+    return _distinct(found)
+
+
+def _slots(facts: Facts) -> int:
+    """As many as an item's outputs fill, at most four; bf16 has two weights in each."""
+    wanted = facts.fill / 2 if facts.bf16 else facts.fill
+    return next((slots for slots in SLOTS if slots >= wanted), SLOTS[-1])
+
+
+def _tiles(facts: Facts) -> list[tuple[int, int]]:
+    """(rows, tile), the best guess first."""
+    wide = facts.lanes == 16
+    if facts.height > 1:
+        if wide and facts.width in (7, 8):
+            return [(2, facts.width), (1, facts.width)]
+        if facts.width == 4:
+            return [(4, 4), (2, 4), (1, 4)] if wide else [(2, 4), (1, 4)]
+        if facts.width == 2 and facts.height >= 4:
+            return [(4, 2), (1, 2)]
+    if facts.width <= 8 or not wide:
+        return [(1, WIDEST)]
+    return [(1, WIDEST), (1, 8)]
+
+
+def _distinct(choices: Iterable[Choice]) -> list[Choice]:
+    return list(dict.fromkeys(choices))
