@@ -16,6 +16,8 @@ ALIGN = 64
 """Bytes; the arena begins at such an address."""
 UNIT = 16
 """Elements: channels of a slice and of a pixel begin at multiples of it."""
+THIN = 4
+"""Elements of a pixel whose channels do not fill a vector."""
 ALIASING = 4096
 """Bytes: addresses that far apart compete for the same lines of the first cache."""
 
@@ -104,7 +106,9 @@ class _Buffer:
         self.first, self.last = min(self.first, when), max(self.last, when)
 
 
-def lay_out(fused: Fused, lanes: int, size: int, type_: int, options: Options | None = None) -> Layout:
+def lay_out(
+    fused: Fused, lanes: int, size: int, type_: int, options: Options | None = None, narrow: bool = False
+) -> Layout:
     """Gives every value its place.
 
     Args:
@@ -113,6 +117,7 @@ def lay_out(fused: Fused, lanes: int, size: int, type_: int, options: Options | 
         size: Bytes of an element.
         type_: Of the elements, as in ``bh_view``.
         options: See there.
+        narrow: The image is only read number by number: its few channels are not filled up to a vector.
     """
     options = options or Options()
     buffers = _Buffers(fused)
@@ -122,7 +127,11 @@ def lay_out(fused: Fused, lanes: int, size: int, type_: int, options: Options | 
         for when, step in enumerate(fused.steps, 1):
             buffers.overwrite(step, when)
     whole = buffers.distinct()
-    strides = [_pixel(buffer, lanes, size, options) for buffer in whole]
+    image = buffers.of[fused.input]
+    thin = image if narrow and len(image.members) == 1 else None
+    strides = [
+        _up(buffer.channels, THIN) if buffer is thin else _pixel(buffer, lanes, size, options) for buffer in whole
+    ]
     sizes = [
         (b.halo[0] + b.height + b.halo[2]) * (b.halo[1] + b.width + b.halo[3]) * pixel * size
         for b, pixel in zip(whole, strides, strict=True)
@@ -137,7 +146,7 @@ def lay_out(fused: Fused, lanes: int, size: int, type_: int, options: Options | 
             buffer.height,
             buffer.width,
             buffer.channels,
-            _up(buffer.channels, lanes),
+            pixel if buffer is thin else _up(buffer.channels, lanes),
             pixel,
             row,
             top,
@@ -148,7 +157,7 @@ def lay_out(fused: Fused, lanes: int, size: int, type_: int, options: Options | 
         )
         for name, first in buffer.members.items():
             channels = fused.shapes[name][0]
-            views[name] = map_.slice(first, channels, _up(channels, lanes), size)
+            views[name] = map_ if buffer is thin else map_.slice(first, channels, _up(channels, lanes), size)
     copies = {name: tuple(_copies(fused, views, name, parts, size)) for name, parts in moved.items() if parts}
     return Layout(views, arena, copies)
 
