@@ -1,0 +1,238 @@
+"""Steps on random maps: an arena full of NaN, views of any shape in it, and what a step may and may not touch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from billhook.runtime import native
+from billhook.runtime.packing import from_bf16, to_bf16
+from billhook.runtime.program import BF16, F32, Kind, ProgramStep, write_program
+
+Array = NDArray[Any]
+TOLERANCE = {F32: 2e-6, BF16: 8e-3}
+
+
+@dataclass(frozen=True)
+class View:
+    """``bh_view``."""
+
+    offset: int
+    height: int
+    width: int
+    channels: int
+    padded: int
+    pixel: int
+    row: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+    type: int
+
+
+def up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+class Machine:
+    """Lays maps out one after the other, at random distances, and runs one step on them.
+
+    Args:
+        rng: Of sizes and numbers.
+        isa: Instruction set.
+        type_: F32 or BF16.
+    """
+
+    def __init__(self, rng: np.random.Generator, isa: int, type_: int = F32) -> None:
+        self.rng, self.isa, self.type = rng, isa, type_
+        self.lanes, self.size = native.lanes(isa), 2 if type_ == BF16 else 4
+        self.used = 0
+        self.maps: list[tuple[View, Array, bool]] = []
+
+    def view(
+        self, height: int, width: int, channels: int, halo: tuple[int, int, int, int] | None = None, loose: bool = False
+    ) -> View:
+        """A map somewhere; ``loose``: as thin and as unaligned as its numbers allow."""
+        rng, unit = self.rng, 1 if loose else 16
+        top, left, bottom, right = halo or rng.integers(0, 3, 4).tolist()
+        padded = channels + int(rng.integers(0, 4)) if loose else up(channels, self.lanes)
+        pixel = up(padded, unit) + unit * int(rng.integers(0, 3))
+        row = pixel * (left + width + right) + unit * int(rng.integers(0, 3))
+        start = up(self.used, unit) + unit * int(rng.integers(0, 3))
+        first = start + top * row + left * pixel
+        self.used = start + (top + height + bottom) * row
+        return View(first * self.size, height, width, channels, padded, pixel, row, top, left, bottom, right, self.type)
+
+    def map(self, shape: tuple[int, int, int], halo: Any = None, loose: bool = False, zeros: bool = True) -> View:
+        """A map with random numbers. ``zeros``: its halo holds zeros, as a step may expect; else NaN."""
+        height, width, channels = shape
+        view = self.view(height, width, channels, halo, loose)
+        self.maps.append((view, self.rounded(self.rng.standard_normal(shape)), zeros))
+        return view
+
+    def values(self, view: View) -> Array:
+        """What :meth:`map` put there, [height, width, channels]."""
+        return next(values for other, values, _ in self.maps if other is view)
+
+    def rounded(self, values: Array) -> Array:
+        """The nearest numbers that the maps can hold."""
+        values = values.astype(np.float32)
+        return from_bf16(to_bf16(values)) if self.type == BF16 else values
+
+    def window(self, arena: Array, view: View, halo: bool = False, padded: bool = False) -> Array:
+        """A view of the arena, [height, width, channels], that can be written."""
+        numbers = arena[: arena.size // self.size * self.size].view(np.uint16 if self.type == BF16 else np.float32)
+        top, left, bottom, right = (view.top, view.left, view.bottom, view.right) if halo else (0, 0, 0, 0)
+        start = view.offset // self.size - top * view.row - left * view.pixel
+        shape = top + view.height + bottom, left + view.width + right, view.padded if padded else view.channels
+        return np.lib.stride_tricks.as_strided(
+            numbers[start:], shape, (view.row * self.size, view.pixel * self.size, self.size)
+        )
+
+    def stored(self, values: Array) -> Array:
+        return to_bf16(values.astype(np.float32)) if self.type == BF16 else values
+
+    def loaded(self, window: Array) -> Array:
+        return from_bf16(np.ascontiguousarray(window)) if self.type == BF16 else window.copy()
+
+    def program(self, steps: list[ProgramStep], **more: Any) -> NDArray[np.uint8]:
+        options = {"image": (1, 1, 1), "outputs": 1} | more
+        return write_program(steps, lanes=self.lanes, type_=self.type, arena=up(self.used * self.size, 64), **options)
+
+    def fill(self, arena: Array) -> None:
+        """NaN everywhere but in the maps."""
+        arena[:] = 0xFF
+        for view, values, zeros in self.maps:
+            if zeros:
+                self.window(arena, view, halo=True, padded=True)[:] = 0
+            # What fills a vector up is finite, and nothing may come of it.
+            self.window(arena, view, padded=True)[:] = self.stored(np.full((1,), 7.5, np.float32))[0]
+            self.window(arena, view)[:] = self.stored(values)
+
+    def run(self, step: ProgramStep, threads: int = 1) -> Array:
+        """Runs the step and looks at everything that it wrote.
+
+        Returns:
+            The output, [height, width, channels], float32.
+        """
+        assert step.out is not None
+        out = View(**{field.name: getattr(step.out, field.name) for field in dataclasses.fields(View)})
+        with native.Net(self.program([step]), self.isa, threads) as net:
+            arena = net.arena
+            self.fill(arena)
+            before = arena.copy()
+            net.steps(0, 1)
+            after = arena.copy()
+        result = self.loaded(self.window(after, out))
+        whole = self.loaded(self.window(after, out, halo=True, padded=True))
+        assert np.isfinite(whole).all(), "the output, its halo and its padded channels are finite"
+        whole[out.top : out.top + out.height, out.left : out.left + out.width] = 0
+        assert not whole.any(), "the halo is zero"
+        for image in (before, after):
+            self.window(image, out, halo=True, padded=True)[:] = 0
+        assert np.array_equal(before, after), "nothing else was written"
+        return result
+
+    def check(self, step: ProgramStep, expected: Array, threads: int = 1, tolerance: float | None = None) -> None:
+        """The step's output is what is expected, to within rounding of sums of its size."""
+        found = self.run(step, threads)
+        assert found.shape == expected.shape
+        scale = max(1.0, float(np.abs(expected).max()))
+        limit = TOLERANCE[self.type] if tolerance is None else tolerance
+        assert float(np.abs(found - expected).max()) <= limit * scale
+
+
+def every_kind(isa: int, type_: int = F32, seed: int = 0) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
+    """A program with a step of every kind, and the shape of its images."""
+    rng = np.random.default_rng(seed)
+    machine = Machine(rng, isa, type_)
+    lanes, pair = machine.lanes, 2 if type_ == BF16 else 1
+    wide, halo = 20, (1, 1, 1, 1)
+    image = machine.view(9, 7, 3, halo, loose=True)
+    if image.padded < 4:
+        image = dataclasses.replace(image, padded=4, pixel=4, row=4 * 9)
+    a, b, c = (machine.view(9, 7, wide, halo) for _ in range(3))
+    small, d, e, f = (machine.view(4, 3, wide) for _ in range(4))
+    chosen, whole, mean = machine.view(4, 3, 10), machine.view(4, 3, 12), machine.view(1, 1, 12)
+    flat = machine.view(1, 1, 4 * 3 * 12)
+    result = machine.view(1, 1, 4 * 3 * 12)
+    groups = up(wide, lanes) // lanes
+    count = 3 * groups
+    index = rng.integers(0, lanes, (count, 2, lanes, pair)).astype(np.uint8)
+    offsets = rng.integers(0, 3, count) * a.row + rng.integers(0, 3, count) * a.pixel
+    floats = lambda *size: rng.standard_normal(size).astype(np.float32)  # noqa: E731
+    packed = lambda values: to_bf16(values) if type_ == BF16 else values  # noqa: E731
+    window = {"kernel": (3, 3), "padding": (1, 1)}
+    tiles = {"tile": 5, "rows": 2}
+    dense = packed(floats(up(wide, 2 * lanes), 9, 4)) if type_ == BF16 else floats(up(wide, 2 * lanes), 9, 3)
+    steps = [
+        ProgramStep(Kind.LOAD, out=image),
+        ProgramStep(Kind.DENSE, in_=image, out=a, values=dense, bias=floats(a.padded), vectors=2, **window, **tiles),
+        ProgramStep(
+            Kind.HYBRID,
+            in_=a,
+            out=b,
+            other=a,
+            flags=1,
+            activation=1,
+            values=packed(floats(*index.shape)),
+            index=index,
+            offsets=offsets.astype(np.int32),
+            first=(3 * np.arange(groups + 1)).astype(np.int32),
+            count=count,
+            slots=2,
+            bias=floats(a.padded),
+            split=1,
+            **window,
+            **tiles,
+        ),
+        ProgramStep(Kind.DEPTHWISE, in_=b, out=c, values=floats(c.padded // lanes, 9, lanes), activation=6, **window),
+        ProgramStep(Kind.MAXPOOL, in_=c, out=small, kernel=(3, 3), stride=(2, 2), padding=(0, 0)),
+        ProgramStep(Kind.AVGPOOL, in_=small, out=d, flags=4, **window),
+        ProgramStep(Kind.ADD, in_=small, other=d, out=e, activation=2),
+        ProgramStep(Kind.SCALE, in_=e, out=f, values=floats(e.padded), bias=floats(e.padded)),
+        ProgramStep(Kind.UNARY, in_=f, out=d, activation=5),
+        ProgramStep(Kind.GATHER, in_=d, out=chosen, index=rng.integers(-1, wide, 10).astype(np.int32)),
+        ProgramStep(Kind.COPY, in_=chosen, out=dataclasses.replace(whole, channels=10, padded=10)),
+        ProgramStep(
+            Kind.COPY,
+            in_=dataclasses.replace(chosen, channels=2, padded=2),
+            out=dataclasses.replace(
+                whole, offset=whole.offset + 10 * machine.size, channels=2, padded=whole.padded - 10
+            ),
+        ),
+        ProgramStep(Kind.GLOBAL, in_=whole, out=mean),
+        ProgramStep(Kind.MULTIPLY, in_=whole, other=mean, out=whole),
+        ProgramStep(Kind.FLATTEN, in_=whole, out=flat),
+        ProgramStep(Kind.SOFTMAX, in_=flat, out=result),
+        ProgramStep(Kind.STORE, in_=result),
+    ]
+    scaling = floats(3), floats(3)
+    return machine.program(steps, image=(3, 9, 7), outputs=144, scaling=scaling), (3, 9, 7)
+
+
+def activated(values: Array, activation: int) -> Array:
+    """Activations, by their definitions, in float64."""
+    x = values.astype(np.float64)
+    half = np.clip(x / 6 + 0.5, 0, 1)
+    sigmoid = 1 / (1 + np.exp(-x))
+    return (x, np.maximum(x, 0), np.clip(x, 0, 6), sigmoid, half, x * half, x * sigmoid)[activation]
+
+
+def windows(
+    image: Array, out: tuple[int, int], kernel: Any, stride: Any, dilation: Any, padding: Any, outside: float = 0.0
+) -> Array:
+    """Every tap of every window, [kernel_y, kernel_x, out_y, out_x, channels], float64; ``outside`` beyond the map."""
+    height, width, channels = image.shape
+    result = np.full((*kernel, *out, channels), outside)
+    for ky, kx, y, x in np.ndindex(*kernel, *out):
+        v = y * stride[0] - padding[0] + ky * dilation[0]
+        h = x * stride[1] - padding[1] + kx * dilation[1]
+        if 0 <= v < height and 0 <= h < width:
+            result[ky, kx, y, x] = image[v, h]
+    return result
