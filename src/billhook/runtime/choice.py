@@ -11,6 +11,7 @@ DENSE_ABOVE = 0.55
 DENSE_TRIED_ABOVE = 0.3
 SLOTS = (1, 2, 4)
 VECTORS = (1, 2, 4)
+_DENSE_WIDEST = {1: 16, 2: 14, 4: 6}
 WIDEST = 16
 """Pixels of the widest tile; maps are cut into equal tiles up to this."""
 
@@ -113,17 +114,14 @@ def guess(facts: Facts) -> Choice:
 
 
 def kernels(facts: Facts) -> list[Choice]:
-    """Kernels and tiles that are worth timing, the guess first."""
+    """Kernels and tiles that are worth timing, the guess first: from there one thing is changed at a time."""
     first = guess(facts)
     found = [first]
     if facts.sparse or not facts.dense:
-        most = 4 if facts.fill > 2 * (2 if facts.bf16 else 1) else 2 if facts.fill > (2 if facts.bf16 else 1) else 1
-        found += [
-            replace(first, kernel="hybrid", slots=slots, vectors=1, rows=rows, tile=tile)
-            for slots in SLOTS
-            if slots <= most
-            for rows, tile in _tiles(facts)
-        ]
+        hybrid = first if first.kernel == "hybrid" else replace(first, kernel="hybrid", vectors=1, slots=_slots(facts))
+        each = facts.fill / 2 if facts.bf16 else facts.fill
+        found += [replace(hybrid, slots=slots) for slots in SLOTS if slots == 1 or slots < 2 * each]
+        found += [replace(hybrid, rows=rows, tile=tile) for rows, tile in _tiles(facts)]
     if facts.dense and facts.height * facts.width > 1 and (not facts.sparse or facts.density > DENSE_TRIED_ABOVE):
         groups = -(-facts.outputs // facts.lanes)
         found += [
@@ -131,6 +129,7 @@ def kernels(facts: Facts) -> list[Choice]:
             for vectors in VECTORS
             if vectors == 1 or vectors <= groups
             for rows, tile in _tiles(facts)
+            if facts.lanes == 8 or rows * tile <= _DENSE_WIDEST[vectors] or (rows, tile) == _tiles(facts)[0]
         ]
     return _distinct(found)
 
@@ -151,18 +150,15 @@ def _slots(facts: Facts) -> int:
 
 
 def _tiles(facts: Facts) -> list[tuple[int, int]]:
-    """(rows, tile), the best guess first."""
-    wide = facts.lanes == 16
-    if facts.height > 1:
-        if wide and facts.width in (7, 8):
-            return [(2, facts.width), (1, facts.width)]
-        if facts.width == 4:
-            return [(4, 4), (2, 4), (1, 4)] if wide else [(2, 4), (1, 4)]
-        if facts.width == 2 and facts.height >= 4:
-            return [(4, 2), (1, 2)]
-    if facts.width <= 8 or not wide:
-        return [(1, WIDEST)]
-    return [(1, WIDEST), (1, 8)]
+    """(rows, tile), the best guess first. Kernels of several rows are there for a few widths."""
+    width, wide = facts.width, facts.lanes == 16
+    narrow = [(2, 7), (2, 8), (4, 4)] if wide else [(2, 4)]
+    several = [(rows, tile) for rows, tile in narrow if width % tile == 0 and facts.height >= rows]
+    if width <= 2 and facts.height >= 4 and wide:
+        several += [(4, 2)] if width == 2 else []
+    one = [(1, WIDEST)] + ([(1, 8)] if wide and width > 8 else [])
+    # Narrow maps fill a tile with several rows only.
+    return several + one if width <= 8 else one + several
 
 
 def _distinct(choices: Iterable[Choice]) -> list[Choice]:

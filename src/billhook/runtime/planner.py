@@ -28,6 +28,8 @@ from billhook.runtime.compile import Compiled, Compiler
 
 PLAN_VERSION = 1
 LARGEST_PLAN = 1 << 24
+CONFIRMED = 3
+"""Turns in which what was found meets the guesses."""
 BETTER = 0.98
 """A choice takes the place of another when it needs at most this share of its time."""
 
@@ -56,7 +58,8 @@ def measure(compiler: Compiler, profile: Profile) -> Plan:
     """The fastest choice of every convolution.
 
     First kernels and tiles are tried, then orders of the fastest. In the end the whole network is timed with what was
-    found and with the guesses, since layers share caches: the guesses stay if they are faster.
+    found and with the guesses, in turns: other work on the machine may have slowed one of them down, and layers share
+    caches. The guesses stay if they are faster.
 
     Args:
         compiler: Of the network.
@@ -66,11 +69,10 @@ def measure(compiler: Compiler, profile: Profile) -> Plan:
     search = _Search(compiler, profile, guesses)
     search.try_all({name: kernels(facts) for name, facts in compiler.facts.items()})
     search.try_all({name: orders(search.best[name], facts) for name, facts in compiler.facts.items()})
-    found, base = (
-        min(float(profile(compiled).sum()) for _ in range(2))
-        for compiled in (compiler.compile(search.best, keep=True), compiler.compile(guesses, keep=True))
-    )
-    choices = search.best if found <= base else guesses
+    found = dict(search.best)
+    turns = [(search.run(found), search.run(guesses)) for _ in range(CONFIRMED)]
+    ours, theirs = (np.min(times, axis=0) for times in zip(*turns, strict=True))
+    choices = guesses if ours.sum() > theirs.sum() else {name: search.best[name] for name in guesses}
     return Plan(choices, {name: search.seconds[name, choice] for name, choice in choices.items()}, "measured")
 
 
@@ -83,19 +85,22 @@ class _Search:
     def try_all(self, candidates: Mapping[str, list[Choice]]) -> None:
         """Times candidate after candidate of all convolutions; one that has no more runs as is best so far."""
         for turn in range(max(map(len, candidates.values()), default=0)):
-            tried = {
-                name: choices[turn] if turn < len(choices) else self.best[name] for name, choices in candidates.items()
-            }
-            compiled = self.compiler.compile(tried, keep=True)
-            for task, seconds in zip(compiled.tasks, self.profile(compiled), strict=True):
-                if task.choice is None:
-                    continue
+            self.run(
+                {name: found[turn] if turn < len(found) else self.best[name] for name, found in candidates.items()}
+            )
+
+    def run(self, choices: Mapping[str, Choice]) -> NDArray[np.float64]:
+        """Times a program; the shortest time of each choice counts."""
+        compiled = self.compiler.compile(choices, keep=True)
+        times = self.profile(compiled)
+        for task, seconds in zip(compiled.tasks, times.tolist(), strict=True):
+            if task.choice is not None:
                 key = task.name, task.choice
-                self.seconds[key] = min(float(seconds), self.seconds.get(key, float("inf")))
-            for name, choice in tried.items():
-                now = self.seconds.get((name, self.best[name]), float("inf"))
-                if self.seconds[name, choice] < BETTER * now:
-                    self.best[name] = choice
+                self.seconds[key] = min(seconds, self.seconds.get(key, float("inf")))
+        for name, choice in choices.items():
+            if self.seconds[name, choice] < BETTER * self.seconds.get((name, self.best[name]), float("inf")):
+                self.best[name] = choice
+        return times
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from billhook.runtime import native, planner, reference
 from billhook.runtime.compile import Compiled, Compiler, Precision, scaling
 from billhook.runtime.layout import Options
 
-REPEATS = 7
-"""Runs of which a planner takes each step's shortest time."""
+REPEATS = (5, 50)
+"""Runs of which a planner takes each step's shortest time: at least, at most."""
+PROFILED = 0.05
+"""Seconds of a profile, as far as that many runs allow."""
 
 Layout = Literal["NCHW", "NHWC"]
 Row = dict[str, Any]
@@ -121,7 +123,9 @@ class Native:
 
         def profile(compiled: Compiled) -> NDArray[np.float64]:
             with self._open(compiled) as net:
-                return net.profile(self._image, REPEATS)
+                once = net.profile(self._image, 2).sum()
+                least, most = REPEATS
+                return net.profile(self._image, int(min(most, max(least, PROFILED / once))))
 
         return planner.write(file, key, planner.measure(compiler, profile))
 
