@@ -27,7 +27,7 @@ ROWS = [
     ["__main__"],
     ["cli"],
     ["api", "dense"],
-    ["inspection", "pipeline"],
+    ["accelerator", "inspection", "pipeline"],
     ["proof"],
     ["control", "estimate", "recipe", "rundir"],
     ["methods", "report"],
@@ -276,7 +276,7 @@ def test_the_wheel_carries_what_is_not_python(tmp_path):
     ours = {
         str(Path("billhook") / path.relative_to(SRC))
         for path in SRC.rglob("*")
-        if path.suffix in (".py", ".html", ".css", ".typed")
+        if path.suffix in (".py", ".html", ".css", ".typed", ".yaml")
     }
     assert {"billhook/py.typed", "billhook/report/page.html", "billhook/report/page.css"} <= ours <= inside
     assert not [name for name in inside - ours if "dist-info" not in name]
