@@ -27,7 +27,7 @@ ROWS = [
     ["__main__"],
     ["cli"],
     ["api", "dense"],
-    ["accelerator", "inspection", "pipeline"],
+    ["accelerator", "bench", "inspection", "pipeline"],
     ["proof"],
     ["control", "estimate", "recipe", "rundir"],
     ["methods", "report"],

@@ -42,6 +42,7 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 HISTORY = "history.jsonl"
 REPORT_DATA = "report_data.npz"
+BENCH = "bench.json"
 PARTIAL = ".partial"
 FILES = (
     WEIGHTS,
@@ -50,6 +51,7 @@ FILES = (
     RECIPE,
     HISTORY,
     REPORT_DATA,
+    BENCH,
     "report.html",
     "gates.safetensors",
     "packed.safetensors",

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from billhook.errors import RunError
-from billhook.report import channels, classes, gates, layers, plots, rounds, tables
+from billhook.report import bench, channels, classes, gates, layers, plots, rounds, tables
 from billhook.report.read import Run, read_run
 
 NAME = "report.html"
@@ -53,6 +53,7 @@ def _context(run: Run) -> dict[str, Any]:
         "history": tables.history_rows(run),
         "rounds": tables.mask_rows(run),
         "unreadable": run.unreadable,
+        "bench": bench.bench_view(run),
         "gates": gates.gate_view(run),
         "search": rounds.search_view(run),
         "channels": removed,

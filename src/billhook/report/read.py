@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Run:
         unreadable: How many lines of ``history.jsonl`` were not JSON objects (a torn last line, say).
         architecture: ``architecture.json``, empty when absent.
         data: The arrays of ``report_data.npz``, empty when absent.
+        bench: ``bench.json``, empty when absent.
+        simulation: ``simulation.json``, empty when absent.
     """
 
     summary: Json
@@ -33,6 +35,8 @@ class Run:
     unreadable: int
     architecture: Json
     data: dict[str, npt.NDArray[Any]]
+    bench: Json = field(default_factory=dict)
+    simulation: Json = field(default_factory=dict)
 
 
 def read_run(directory: Path) -> Run:
@@ -56,6 +60,8 @@ def read_run(directory: Path) -> Run:
         unreadable=unreadable,
         architecture=_json(directory / "architecture.json") if (directory / "architecture.json").is_file() else {},
         data=read_npz(directory / "report_data.npz") if (directory / "report_data.npz").is_file() else {},
+        bench=_json(directory / "bench.json") if (directory / "bench.json").is_file() else {},
+        simulation=_json(directory / "simulation.json") if (directory / "simulation.json").is_file() else {},
     )
 
 
