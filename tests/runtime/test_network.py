@@ -401,3 +401,26 @@ def test_importing_brings_numpy_alone():
 def test_the_front_door():
     assert billhook.runtime.load is load
     assert "load" in dir(billhook.runtime)
+
+
+def test_the_example_labels_a_folder(tmp_path, picture):
+    write(tmp_path / "packed.safetensors")
+    folder = tmp_path / "photos" / "more"
+    folder.mkdir(parents=True)
+    for number in range(5):
+        picture.rotate(90 * number).save(folder / f"{number}.png")
+    (folder / "bad.jpg").write_text("no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    example = Path(__file__).parents[2] / "examples" / "folder.py"
+    command = [sys.executable, str(example), str(tmp_path / "packed.safetensors"), str(folder.parent)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [Path(row[0]).name for row in rows] == [f"{number}.png" for number in range(5)]
+    assert rows[0][1:] == rows[4][1:]
+    assert all(row[1] in LABELS and 0.2 < float(row[2]) <= 1 for row in rows)
+    assert "bad.jpg" in done.stderr
+    assert "5 images" in done.stderr
+    done = subprocess.run([*command[:2], "nowhere", "."], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
