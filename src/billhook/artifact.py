@@ -42,6 +42,7 @@ SUMMARY = "summary.json"
 RECIPE = "recipe.yaml"
 HISTORY = "history.jsonl"
 REPORT_DATA = "report_data.npz"
+SIMULATION = "simulation.json"
 BENCH = "bench.json"
 PARTIAL = ".partial"
 FILES = (
@@ -51,6 +52,7 @@ FILES = (
     RECIPE,
     HISTORY,
     REPORT_DATA,
+    SIMULATION,
     BENCH,
     "report.html",
     "gates.safetensors",

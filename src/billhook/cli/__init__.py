@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from billhook.cli import bench, classes, demo, evaluate, inspect, predict, prune, report, train
+from billhook.cli import bench, classes, demo, evaluate, inspect, predict, prune, report, simulate, train
 from billhook.cli.common import version_callback
 from billhook.errors import BillhookError, Interrupted, RunError, UsageError
 
@@ -36,6 +36,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("bench")(bench.bench)
 app.command("classes")(classes.classes)
+app.command("simulate")(simulate.simulate)
 app.command("report")(report.report)
 
 

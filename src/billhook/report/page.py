@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from billhook.errors import RunError
-from billhook.report import bench, channels, classes, gates, layers, plots, rounds, tables
+from billhook.report import bench, channels, classes, gates, layers, plots, rounds, simulation, tables
 from billhook.report.read import Run, read_run
 
 NAME = "report.html"
@@ -54,6 +54,7 @@ def _context(run: Run) -> dict[str, Any]:
         "rounds": tables.mask_rows(run),
         "unreadable": run.unreadable,
         "bench": bench.bench_view(run),
+        "simulation": simulation.simulation_view(run),
         "gates": gates.gate_view(run),
         "search": rounds.search_view(run),
         "channels": removed,
