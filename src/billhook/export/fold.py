@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from billhook.formats.graph import Operator
 
 Tensors = dict[str, NDArray[Any]]
+_Rule = Callable[["_Rewriting", Operator], "Operator | str | None"]
 _FOLDS = ("conv", "linear", "scale")
 _GATED = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
 
 
 def simplify(
-    operators: Sequence[Operator], tensors: Mapping[str, NDArray[Any]], output: str
+    operators: Sequence[Operator],
+    tensors: Mapping[str, NDArray[Any]],
+    output: str,
+    precision: type[np.floating[Any]] = np.float32,
 ) -> tuple[list[Operator], Tensors, str]:
     """Fold, fuse and drop.
 
@@ -26,15 +30,16 @@ def simplify(
         operators: In an order in which they can be run.
         tensors: Theirs, floats of any width.
         output: The value that is the result.
+        precision: Of the floats that come out.
 
     Returns:
-        What is left: the operators, their tensors as float32 and int32, and the value that is the result.
+        What is left: the operators, their tensors as ``precision`` and int32, and the value that is the result.
     """
     work = _Rewriting(operators, dict(tensors), output)
     work.rewrite()
     used = {key for operator in work.operators for key in operator.tensors.values()}
     stored = {
-        name: np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int32)
+        name: np.ascontiguousarray(array, precision if array.dtype.kind == "f" else np.int32)
         for name, array in work.tensors.items()
         if name in used
     }
@@ -49,13 +54,19 @@ class _Rewriting:
         self.renamed: dict[str, str] = {}
 
     def rewrite(self) -> None:
-        """Once from front to back: what is folded into has been looked at before what is folded."""
+        """From front to back: what is folded into has been looked at before what is folded."""
         self._drop_unread()
+        for rules in ((_written_out, _gate), (_fold,)):  # a shift of 3 is not known any more once it is part of a bias
+            self._apply(*rules)
+            self._drop_unread()
+
+    def _apply(self, *rules: _Rule) -> None:
         self._count()
+        self.makers, self.renamed = {}, {}
         kept: dict[str, Operator] = {}
         for operator in self.operators:
             operator = replace(operator, inputs=tuple(self.renamed.get(name, name) for name in operator.inputs))
-            for rule in (_fold, _written_out, _gate):
+            for rule in rules:
                 done = rule(self, operator)
                 if isinstance(done, str):  # another value is as good as this one
                     self.renamed[operator.output] = done
@@ -67,7 +78,6 @@ class _Rewriting:
                 kept[operator.output] = operator
         self.operators = [self.makers[name] for name in kept]
         self.output = self.renamed.get(self.output, self.output)
-        self._drop_unread()
 
     def _count(self) -> None:
         self.readers = Counter(name for operator in self.operators for name in operator.inputs)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
@@ -55,8 +56,13 @@ def lower(module: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Graph, 
     return lowered.graph, lowered.tensors
 
 
-def lower_network(module: nn.Module, input_shape: tuple[int, int, int]) -> Lowered:
+def lower_network(
+    module: nn.Module, input_shape: tuple[int, int, int], precision: type[np.floating[Any]] = np.float32
+) -> Lowered:
     """Like :func:`lower`, with the names that weights have in the network.
+
+    Args:
+        precision: Of weights and biases; a file holds float32, float64 tells rounding from errors.
 
     Raises:
         InputError: As :func:`lower`.
@@ -70,7 +76,7 @@ def lower_network(module: nn.Module, input_shape: tuple[int, int, int]) -> Lower
     if not isinstance(output, View):
         raise InputError(f"{type(module).__name__} returns the same for every image", "there is nothing to run")
     result = lowering.builder.place(output, "vector")
-    operators, tensors, result = simplify(lowering.builder.operators, lowering.builder.tensors, result)
+    operators, tensors, result = simplify(lowering.builder.operators, lowering.builder.tensors, result, precision)
     graph = Graph("input", input_shape, tuple(operators), result)
     origins = {name: origin for name, origin in lowering.builder.origins.items() if name in tensors}
     return Lowered(graph, tensors, origins)
@@ -174,7 +180,7 @@ class Lowering:
     def _positions(self, node: fx.Node) -> Any:
         value = self.values[node]
         if isinstance(value, View):
-            return self.builder.positions(value)
+            return self.builder.positions(value).contiguous()  # any view of it is possible
         if isinstance(value, Tensor) and value.is_floating_point():
             if bool(value.any()):
                 raise refusal(node, "numbers that are the same for every image are put between those of the image")
@@ -191,11 +197,18 @@ class Lowering:
         if shape is None or len(shape) not in (2, 4) or arguments.get("dim", 0) not in (1, 1 - len(shape)):
             return None
         views = [part for part in parts if isinstance(part, View) and len(part.shape) == len(shape)]
-        sources = [self.builder.numbering.sources(self.builder.positions(view)) for view in views]
-        if len(views) != len(parts) or any(len(s) != 1 for s in sources) or len(set(sources)) < 2:
+        sources = [self.builder.sources(view) for view in views]
+        if len(views) != len(parts) or any(len(s) != 1 for s in sources):
+            return None
+        if len(set(sources)) == 1 and self._chosen(views):
             return None
         names = tuple(self.builder.place(view, "map") for view in views)
         return self.emit("concat", node, names, (*shape[1:], 1, 1)[:3])
+
+    def _chosen(self, views: list[View]) -> bool:
+        """Whether all of them together are channels of one value, which a gather takes out."""
+        index = torch.cat([self.builder.positions(view) for view in views], 1)
+        return self.builder.numbering.select(index.view(*index.shape[1:], *[1] * (4 - index.ndim))) is not None
 
 
 def _bound(node: fx.Node) -> dict[str, Any]:

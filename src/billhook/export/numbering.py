@@ -100,13 +100,13 @@ class Numbering:
         return torch.arange(base, base + torch.Size(shape).numel()).view(shape)
 
     def sources(self, index: Tensor) -> tuple[str, ...]:
-        """The values that a tensor of positions refers to, in the order of their making."""
-        found, rest = [], torch.unique(index)
-        rest = rest[rest >= 0]
+        """The values that a tensor of positions refers to, in the order in which they are met."""
+        found, rest = [], index[index >= 0]
         while len(rest):
             name = self._names[bisect_right(self._starts, int(rest[0])) - 1]
             found.append(name)
-            rest = rest[rest >= self._bases[name] + torch.Size(self.shapes[name]).numel()]
+            start = self._bases[name]
+            rest = rest[(rest < start) | (rest >= start + torch.Size(self.shapes[name]).numel())]
         return tuple(found)
 
     def select(self, index: Tensor) -> Selection | None:
@@ -154,10 +154,8 @@ class Numbering:
 def _axis(places: Tensor, values: Tensor, size: int, count: int) -> Axis | None:
     """How ``count`` rows come from ``size``: those at ``places`` are rows ``values`` of the source, others padding."""
     start, first = int(places[0]), int(values[0])
-    if len(places) > 1:
-        stride = int(values[1] - values[0])
-    else:  # one row says nothing about a stride: the one that makes a gather of it
-        stride = size if count == 1 and first == 0 else 1
+    # One row says nothing about a stride: with one as large as the source no second row is met.
+    stride = int(values[1] - values[0]) if len(places) > 1 else size
     if stride < 1:
         return None
     shift = first - stride * start

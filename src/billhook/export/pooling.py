@@ -75,8 +75,8 @@ def _maximum(low: Lowering, node: fx.Node, given: dict[str, Any]) -> View:
     name, around, lowest = low.builder.place_padded(view)
     total = [own + more for own, more in zip(padding, around, strict=True)]
     # Zeros around a map do not win either where nothing is below zero and every window has a pixel of the map.
-    harmless = lowest or (_nonnegative(low, name) and all(p < k for p, k in zip(total, kernel * 2, strict=True)))
-    if any(around) and (ceil or not harmless):
+    harmless = lowest or _nonnegative(low, name)
+    if any(around) and (ceil or not harmless or not _below(total, kernel)):
         name, total = low.builder.place(view, "map"), list(padding)
     made = low.builder.emit("maxpool", node, (name,), (view.shape[1], *output), _settings(kernel, stride, total, ceil))
     return View(node, (1, view.shape[1], *output), made)
@@ -96,9 +96,9 @@ def _average(low: Lowering, node: fx.Node, given: dict[str, Any]) -> View:
     counted = bool(given.get("count_include_pad", True))
     output, ceil = _output(view, kernel, stride, padding, bool(given.get("ceil_mode")))
     name, around, lowest = low.builder.place_padded(view)
-    if any(around) and not lowest and not ceil and (counted or not any(padding)):
-        # Zeros that were put around the map count in the mean.
-        padding, counted = tuple(own + more for own, more in zip(padding, around, strict=True)), True
+    total = [own + more for own, more in zip(padding, around, strict=True)]
+    if any(around) and not lowest and not ceil and (counted or not any(padding)) and _below(total, kernel):
+        padding, counted = tuple(total), True  # zeros that were put around the map count in the mean
     else:
         name = low.builder.place(view, "map")
     settings = _settings(kernel, stride, padding, ceil) | {"count_padding": counted}
@@ -122,6 +122,11 @@ def _output(
         last = -(-room // step)
         up.append(last + 1 if last * step < size + before else last)
     return (up, up != down) if ceil else (down, False)
+
+
+def _below(padding: list[int], kernel: list[int]) -> bool:
+    """Whether every window has a pixel of the map."""
+    return all(rows < side for rows, side in zip(padding, kernel * 2, strict=True))
 
 
 def _settings(kernel: list[int], stride: list[int], padding: Any, ceil: bool) -> dict[str, Any]:

@@ -117,12 +117,15 @@ class Builder:
         assert view.source is not None
         return self.numbering.positions(view.source).view(view.shape)
 
+    def sources(self, view: View) -> tuple[str, ...]:
+        """The values that the elements of a view come from."""
+        return self.numbering.sources(self.positions(view)) if view.source is None else (view.source,)
+
     def whole(self, view: View) -> str | None:
         """The value that a view shows, all of it and in its own order, in whatever shape."""
         if view.source is not None:
             return view.source
-        index = self.positions(view).reshape(-1)
-        sources = self.numbering.sources(index)
+        index, sources = self.positions(view).reshape(-1), self.sources(view)
         same = len(sources) == 1 and torch.equal(index, self.numbering.positions(sources[0]).reshape(-1))
         return sources[0] if same else None
 
@@ -177,8 +180,7 @@ class Builder:
 
     def _unflattened(self, view: View) -> Tensor:
         """Positions of a vector as the map that it was, as far as that can be known from where it comes from."""
-        index = self.positions(view).reshape(-1)
-        sources = self.numbering.sources(index)
+        index, sources = self.positions(view).reshape(-1), self.sources(view)
         plane = self.numbering.shapes[sources[0]][1:] if sources else ()
         if len(plane) == 2 and len(index) % (plane[0] * plane[1]) == 0:
             return index.view(-1, *plane)
@@ -196,20 +198,26 @@ class Builder:
             index = self._joined(view, index, sources)
         selection = self.numbering.select(index)
         if selection is None:
+            rows, columns = _inside(index)
+            if index[:, rows, columns].shape != index.shape:  # first what is inside of the padding, then the padding
+                name = self._map(view, index[:, rows, columns])[0]
+                index = index.clone()
+                index[:, rows, columns] = self.numbering.positions(name)
+                return self._map(view, index, padded=padded)
             raise refusal(
                 view.node,
                 "it moves elements about in a way that no operator does",
                 "whole channels can be chosen, repeated, shuffled and joined; rows and columns be strided and padded",
             )
-        rows, columns = selection.vertical, selection.horizontal
+        down, across = selection.vertical, selection.horizontal
         name = self._gather(view, selection)
-        if rows.plain and columns.plain:
+        if down.plain and across.plain:
             return name, NO_PADDING, False
-        if padded and rows.padding and columns.padding:
-            return name, (rows.before, columns.before, rows.after, columns.after), selection.lowest
+        if padded and down.padding and across.padding:
+            return name, (down.before, across.before, down.after, across.after), selection.lowest
         if selection.lowest:
             raise refusal(view.node, "padding with minus infinity is understood before a maximum only")
-        return self._window(view, name, rows, columns), NO_PADDING, False
+        return self._window(view, name, down, across), NO_PADDING, False
 
     def _joined(self, view: View, index: Tensor, sources: tuple[str, ...]) -> Tensor:
         """The same elements in one value, which holds all of the sources."""
@@ -254,3 +262,10 @@ class Builder:
         )
         settings = {"stride": [rows.stride, columns.stride], "padding": padding, "dilation": [1, 1], "groups": channels}
         return self.emit("conv", view.node, (name,), shape, settings, {"weight": Operand(weight)}, "window")
+
+
+def _inside(index: Tensor) -> tuple[slice, slice]:
+    """Rows and columns without those at the edges that are nothing but padding."""
+    there = (index >= 0).any(0)
+    rows, columns = there.any(1).nonzero()[:, 0], there.any(0).nonzero()[:, 0]
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
