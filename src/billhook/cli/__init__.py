@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from billhook.cli import bench, classes, demo, evaluate, inspect, predict, prune, report, simulate, train
+from billhook.cli import bench, classes, demo, evaluate, export, inspect, predict, prune, report, simulate, train
 from billhook.cli.common import version_callback
 from billhook.errors import BillhookError, Interrupted, RunError, UsageError
 
@@ -34,6 +34,7 @@ app.command("inspect")(inspect.inspect)
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("classes")(classes.classes)
 app.command("simulate")(simulate.simulate)
