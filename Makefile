@@ -1,4 +1,4 @@
-# make demo · make test · make test-full · make check · make clean
+# make demo · make test · make test-full · make check · make native · make sanitize · make clean
 #
 # A fresh machine needs Python 3.11 or newer, nothing else. `uv` is used when it is on the PATH (UV= turns that off).
 
@@ -26,15 +26,15 @@ endif
 # What is installed already is enough when it holds more than what is asked for.
 TOOLS := $(if $(wildcard $(FULL)),$(FULL),$(DEV))
 
-.PHONY: demo test test-full check format clean
+.PHONY: demo test test-full check format native sanitize clean
 
 demo: $(if $(wildcard $(DEV) $(FULL)),$(TOOLS),$(PRUNE))
 	$(BIN)/billhook demo
 
-test: $(TOOLS)
+test: $(TOOLS) native
 	$(PYTEST) -m "not slow"
 
-test-full: $(FULL)
+test-full: $(FULL) native
 	$(PYTEST)
 
 check: $(TOOLS)
@@ -46,7 +46,16 @@ format: $(TOOLS)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# The runtime's library, in place; nothing is done when it is up to date, or where there is no C++ compiler.
+native: | $(BIN)/python
+	$(BIN)/python native/build.py
+
+# AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer: some minutes.
+sanitize: $(TOOLS) native
+	$(BIN)/python native/sanitize.py
+
 clean:
+	rm -f src/billhook/runtime/_native.so
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:

@@ -23,8 +23,8 @@ HERE = Path(__file__).resolve().parent
 NAME = "_native.so"
 IN_PLACE = HERE.parent / "src" / "billhook" / "runtime" / NAME
 
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"]
-FLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"]
+FLAGS += ["-fno-math-errno", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi"]
 # Without an undefined operand AVX-512's intrinsics cannot be written down, and GCC 12 warns about it.
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 AVX2 = ["-mavx2", "-mfma"]

@@ -123,7 +123,7 @@ inline Vec permute(Vec x, Index index) { return {_mm256_permutevar8x32_ps(x.v, i
 // Eight lanes in the compilers' own vectors: two SSE or NEON registers, or whatever the machine has.
 constexpr int L = 8;
 typedef float Eight __attribute__((vector_size(32)));
-typedef int32_t EightBits __attribute__((vector_size(32)));
+typedef uint32_t EightBits __attribute__((vector_size(32)));  // unsigned: what overflows wraps round
 struct Vec {
     Eight v;
 };
@@ -153,8 +153,8 @@ inline Vec add(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
 inline Vec div(Vec a, Vec b) { return {a.v / b.v}; }
-inline Vec max(Vec a, Vec b) { return choose(a.v > b.v, a, b); }
-inline Vec min(Vec a, Vec b) { return choose(a.v < b.v, a, b); }
+inline Vec max(Vec a, Vec b) { return choose((EightBits)(a.v > b.v), a, b); }
+inline Vec min(Vec a, Vec b) { return choose((EightBits)(a.v < b.v), a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 inline Vec scale_by_power(Vec x, Vec t) { return {(Eight)((EightBits)x.v + ((EightBits)t.v << 23))}; }
 inline Index load_index(const uint8_t *p) {

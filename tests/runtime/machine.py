@@ -148,31 +148,58 @@ class Machine:
 
 
 def every_kind(isa: int, type_: int = F32, seed: int = 0) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
-    """A program with a step of every kind, and the shape of its images."""
+    """A program with a step of every kind, and the shape of its images; each seed but 0 gives other sizes and tiles."""
     rng = np.random.default_rng(seed)
+
+    def some(usual: int, low: int, high: int) -> int:
+        return usual if seed == 0 else int(rng.integers(low, high + 1))
+
     machine = Machine(rng, isa, type_)
     lanes, pair = machine.lanes, 2 if type_ == BF16 else 1
-    wide, halo = 20, (1, 1, 1, 1)
-    image = machine.view(9, 7, 3, halo, loose=True)
-    if image.padded < 4:
-        image = dataclasses.replace(image, padded=4, pixel=4, row=4 * 9)
-    a, b, c = (machine.view(9, 7, wide, halo) for _ in range(3))
-    small, d, e, f = (machine.view(4, 3, wide) for _ in range(4))
-    chosen, whole, mean = machine.view(4, 3, 10), machine.view(4, 3, 12), machine.view(1, 1, 12)
-    flat = machine.view(1, 1, 4 * 3 * 12)
-    result = machine.view(1, 1, 4 * 3 * 12)
-    groups = up(wide, lanes) // lanes
-    count = 3 * groups
-    index = rng.integers(0, lanes, (count, 2, lanes, pair)).astype(np.uint8)
+    height, width, wide, halo = some(9, 3, 17), some(7, 3, 17), some(20, 2, 70), (1, 1, 1, 1)
+    image = machine.view(height, width, 3, halo)
+    image = dataclasses.replace(image, padded=4)
+    a, b, c = (machine.view(height, width, wide, halo) for _ in range(3))
+    down, along = (height - 3) // 2 + 1, (width - 3) // 2 + 1
+    small, d, e, f = (machine.view(down, along, wide) for _ in range(4))
+    few = some(10, 1, 30)
+    chosen, whole, mean = (
+        machine.view(down, along, few),
+        machine.view(down, along, few + 2),
+        machine.view(1, 1, few + 2),
+    )
+    outputs = down * along * (few + 2)
+    flat, result = machine.view(1, 1, outputs), machine.view(1, 1, outputs)
+    groups, slots, vectors = up(wide, lanes) // lanes, 1 << some(1, 0, 2), 1 << some(1, 0, 2)
+    per_group = 3 if seed == 0 else rng.integers(0, 6, groups)
+    first = np.r_[0, np.cumsum(np.full(groups, per_group))].astype(np.int32)
+    count = int(first[-1])
+    index = rng.integers(0, lanes, (count, slots, lanes, pair)).astype(np.uint8)
     offsets = rng.integers(0, 3, count) * a.row + rng.integers(0, 3, count) * a.pixel
-    floats = lambda *size: rng.standard_normal(size).astype(np.float32)  # noqa: E731
-    packed = lambda values: to_bf16(values) if type_ == BF16 else values  # noqa: E731
-    window = {"kernel": (3, 3), "padding": (1, 1)}
-    tiles = {"tile": 5, "rows": 2}
-    dense = packed(floats(up(wide, 2 * lanes), 9, 4)) if type_ == BF16 else floats(up(wide, 2 * lanes), 9, 3)
+
+    def floats(*size: int) -> Array:
+        return (rng.standard_normal(size) / 4).astype(np.float32)
+
+    def packed(values: Array) -> Array:
+        return to_bf16(values) if type_ == BF16 else values
+
+    window: dict[str, Any] = {"kernel": (3, 3), "padding": (1, 1)}
+    ways: list[dict[str, Any]] = [
+        {"tile": some(5, 0, 17), "rows": some(2, 1, 4), "order": some(0, 0, 1), "split": some(i, 0, 1)}
+        for i in (0, 1, 0)
+    ]
     steps = [
         ProgramStep(Kind.LOAD, out=image),
-        ProgramStep(Kind.DENSE, in_=image, out=a, values=dense, bias=floats(a.padded), vectors=2, **window, **tiles),
+        ProgramStep(
+            Kind.DENSE,
+            in_=image,
+            out=a,
+            values=packed(floats(up(wide, vectors * lanes), 9, 4 if type_ == BF16 else 3)),
+            bias=floats(a.padded),
+            vectors=vectors,
+            **window,
+            **ways[0],
+        ),
         ProgramStep(
             Kind.HYBRID,
             in_=a,
@@ -183,27 +210,34 @@ def every_kind(isa: int, type_: int = F32, seed: int = 0) -> tuple[NDArray[np.ui
             values=packed(floats(*index.shape)),
             index=index,
             offsets=offsets.astype(np.int32),
-            first=(3 * np.arange(groups + 1)).astype(np.int32),
+            first=first,
             count=count,
-            slots=2,
+            slots=slots,
             bias=floats(a.padded),
-            split=1,
             **window,
-            **tiles,
+            **ways[1],
         ),
-        ProgramStep(Kind.DEPTHWISE, in_=b, out=c, values=floats(c.padded // lanes, 9, lanes), activation=6, **window),
-        ProgramStep(Kind.MAXPOOL, in_=c, out=small, kernel=(3, 3), stride=(2, 2), padding=(0, 0)),
+        ProgramStep(
+            Kind.DEPTHWISE,
+            in_=b,
+            out=c,
+            values=floats(c.padded // lanes, 9, lanes),
+            activation=6,
+            **window,
+            **ways[2],
+        ),
+        ProgramStep(Kind.MAXPOOL, in_=c, out=small, kernel=(3, 3), stride=(2, 2)),
         ProgramStep(Kind.AVGPOOL, in_=small, out=d, flags=4, **window),
         ProgramStep(Kind.ADD, in_=small, other=d, out=e, activation=2),
         ProgramStep(Kind.SCALE, in_=e, out=f, values=floats(e.padded), bias=floats(e.padded)),
         ProgramStep(Kind.UNARY, in_=f, out=d, activation=5),
-        ProgramStep(Kind.GATHER, in_=d, out=chosen, index=rng.integers(-1, wide, 10).astype(np.int32)),
-        ProgramStep(Kind.COPY, in_=chosen, out=dataclasses.replace(whole, channels=10, padded=10)),
+        ProgramStep(Kind.GATHER, in_=d, out=chosen, index=rng.integers(-1, wide, few).astype(np.int32)),
+        ProgramStep(Kind.COPY, in_=chosen, out=dataclasses.replace(whole, channels=few, padded=few)),
         ProgramStep(
             Kind.COPY,
-            in_=dataclasses.replace(chosen, channels=2, padded=2),
+            in_=dataclasses.replace(small, channels=2, padded=2),
             out=dataclasses.replace(
-                whole, offset=whole.offset + 10 * machine.size, channels=2, padded=whole.padded - 10
+                whole, offset=whole.offset + few * machine.size, channels=2, padded=whole.padded - few
             ),
         ),
         ProgramStep(Kind.GLOBAL, in_=whole, out=mean),
@@ -212,8 +246,8 @@ def every_kind(isa: int, type_: int = F32, seed: int = 0) -> tuple[NDArray[np.ui
         ProgramStep(Kind.SOFTMAX, in_=flat, out=result),
         ProgramStep(Kind.STORE, in_=result),
     ]
-    scaling = floats(3), floats(3)
-    return machine.program(steps, image=(3, 9, 7), outputs=144, scaling=scaling), (3, 9, 7)
+    shape = 3, height, width
+    return machine.program(steps, image=shape, outputs=outputs, scaling=(floats(3), floats(3))), shape
 
 
 def activated(values: Array, activation: int) -> Array:

@@ -87,11 +87,12 @@ def images(shape: tuple[int, int, int], count: int = 2) -> np.ndarray:
 
 
 @needs_library
-def test_instruction_sets_agree():
+@pytest.mark.parametrize("seed", range(6))
+def test_instruction_sets_agree(seed):
     results = {}
     for isa in USABLE:
         # The same numbers in vectors of other widths are other programs: those of as many lanes are compared.
-        program, shape = every_kind(isa)
+        program, shape = every_kind(isa, seed=seed)
         with native.Net(program, isa) as net:
             results[native.lanes(isa), isa] = net.run(images(shape))
     for (lanes, isa), result in results.items():
@@ -301,7 +302,7 @@ STEPS = [
     (HYBRID, "count", -1, "-1 items"),
     (HYBRID, "count", 1, "items 0 to"),
     (HYBRID, "count", 1 << 40, "items"),
-    (HYBRID, "kernel_y", 2, "outside the window"),
+    (HYBRID, "kernel_y", 1, "outside the window"),
     (DEPTHWISE, "values", 1 << 30, "values at"),
     (MAXPOOL, "stride_y", 100, "no pixel"),
     (MAXPOOL, "pad_top", 3, "no pixel"),
