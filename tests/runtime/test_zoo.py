@@ -21,12 +21,12 @@ from .networks import hybrid_mask
 FAST = [
     ("tinycnn", 8),
     ("resnet20", 32),
-    ("preresnet20", 32),
     ("resnext50_32x4d,stem=cifar,width=0.125", 32),
     ("mobilenet_v2,padding=tf,width=0.5", 64),
-    ("vgg16_bn,stem=cifar,width=0.25", 32),
 ]
 SLOW = [
+    ("preresnet20", 32),
+    ("vgg16_bn,stem=cifar,width=0.25", 32),
     ("resnet20,shortcut=conv", 32),
     ("resnet56", 32),
     ("resnet110", 32),
@@ -126,6 +126,7 @@ def test_bf16_is_close(case):
         assert off(net(images[:batch]), expected[:batch]) < 2e-2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ISAS, reason="no library")
 @pytest.mark.parametrize("precision", ["f32", "bf16"] if "avx512_bf16" in ISAS else ["f32"])
 def test_planned_equals_guessed(case, precision, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from billhook.formats import PackedNetwork
+from billhook.formats.graph import Graph
 from billhook.runtime.choice import Choice, Facts, guess
 from billhook.runtime.fuse import Fused, Step, fuse
 from billhook.runtime.layout import Layout, Options, lay_out
@@ -133,7 +134,7 @@ class Compiler:
             arena=self.layout.arena,
             image=(channels, height, width),
             outputs=math.prod(self.fused.shapes[self.fused.output]),
-            scaling=scaling(self.network),
+            scaling=scaling(self.network.graph),
         )
         if not keep:
             for weights in self.weights.values():
@@ -225,10 +226,10 @@ def _read_one_by_one(fused: Fused, network: PackedNetwork) -> bool:
     )
 
 
-def scaling(network: PackedNetwork) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+def scaling(graph: Graph) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Factor and term per channel that bring a byte to the network's range: (x / 255 - mean) / std."""
-    preprocess = network.graph.preprocess
-    if preprocess is None or network.graph.shape[0] > 4:
+    preprocess = graph.preprocess
+    if preprocess is None or graph.shape[0] > 4:
         return None
     mean, std = np.array(preprocess.mean), np.array(preprocess.std)
     return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

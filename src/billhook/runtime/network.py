@@ -70,7 +70,8 @@ class Network:
     """
 
     def __init__(self, network: PackedNetwork, runner: Runner) -> None:
-        self._network, self._runner = network, runner
+        # Not the whole network: its weights are in the runner, and the file's bytes may go.
+        self._graph, self._runner = network.graph, runner
         self.labels: tuple[str, ...] = network.graph.labels
         self.shape: tuple[int, int, int] = network.graph.shape
         self.outputs: int = network.outputs
@@ -108,7 +109,7 @@ class Network:
                 _axes_hint(x, self.shape, layout),
             )
         if x.dtype == np.uint8:
-            if scaling(self._network) is None:
+            if scaling(self._graph) is None:
                 raise UsageError("the file does not say how bytes are normalised", "give floats, normalised")
         elif x.dtype.kind == "f":
             x = x.astype(np.float32, copy=False)
@@ -136,7 +137,7 @@ class Network:
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
             values = self(image[0] if image.ndim == 4 and len(image) == 1 else image)
         else:
-            preprocess = self._network.graph.preprocess
+            preprocess = self._graph.preprocess
             if preprocess is None:
                 raise UsageError("the file does not say how images are scaled", "give a normalised float array")
             from billhook.runtime.picture import pixels
@@ -178,7 +179,7 @@ class Network:
 
     @property
     def _ends_in_softmax(self) -> bool:
-        graph = self._network.graph
+        graph = self._graph
         return any(op.output == graph.output and op.kind == "softmax" for op in graph.operators)
 
 

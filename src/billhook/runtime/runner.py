@@ -145,7 +145,7 @@ class Numpy:
         """See :class:`Runner`."""
         images = images if layout == "NCHW" else np.moveaxis(images, -1, 1)
         if images.dtype == np.uint8:
-            scaled = scaling(self._network)
+            scaled = scaling(self._network.graph)
             assert scaled is not None
             factor, term = (part[:, None, None] for part in scaled)
             images = images * factor + term
