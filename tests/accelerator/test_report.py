@@ -39,9 +39,9 @@ def test_the_view() -> None:
     assert not view.maps
     total = next(r for r in document["rows"] if (r["design"], r["layer"]) == ("crisp-stc", "total"))
     assert f"{total['speedup']:.2f} times fewer" in view.sentence
-    assert [row.title for row in view.layers.designs] == [machine.title for machine in machines()]
+    assert [row.name for row in view.layers.designs] == [machine.name for machine in machines()]
     assert view.layers.designs[0].faster == "1.00×"
-    assert [line.weights for line in view.layers.lines] == ["dense", "2:4 in 9 blocks of 16", "dense"]
+    assert [line.weights for line in view.layers.lines] == ["dense", "2:4, 9 of 36 blocks of 16", "dense"]
     assert view.layers.lines[2].product == "1×9×100 ×64"
     assert [name for name, _, _ in view.layers.positions][:2] == ["CRISP", "CSR"]
     assert "<b>" not in view.layers.chart

@@ -31,12 +31,6 @@ class Pattern:
     kept: int | None = None
     columns: tuple[tuple[int, ...], ...] | None = None
 
-    def __str__(self) -> str:
-        words = [f"{self.n}:{self.m}"] if self.n < self.m else []
-        if self.block and self.kept is not None:
-            words.append(f"{self.kept} blocks of {self.block}")
-        return " in ".join(words) or "dense"
-
 
 @dataclass(frozen=True)
 class Gemm:

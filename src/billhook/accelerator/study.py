@@ -74,12 +74,19 @@ def _layer(gemm: Gemm, workload: Workload) -> dict[str, Any]:
         "n": gemm.columns,
         "groups": gemm.groups,
         "macs": gemm.macs,
-        "pattern": str(gemm.pattern) if gemm.pattern is not None else _plain(gemm),
+        "pattern": _words(gemm),
         "density": gemm.density,
         "activation_density": gemm.activation_density,
         "left_dense": workload.left_dense.get(gemm.name),
     }
 
 
-def _plain(gemm: Gemm) -> str:
-    return "dense" if gemm.weight_density >= 1 else f"unstructured, {100 * gemm.weight_density:.3g} %"
+def _words(gemm: Gemm) -> str:
+    """The zeros of a layer: ``2:4, 9 of 36 blocks of 64``."""
+    pattern = gemm.pattern
+    if pattern is None:
+        return "dense" if gemm.weight_density >= 1 else f"unstructured, {100 * gemm.weight_density:.3g} %"
+    words = [f"{pattern.n}:{pattern.m}"] if pattern.n < pattern.m else []
+    if pattern.block:
+        words.append(f"{gemm.kept_columns} of {gemm.geometry.block_columns} blocks of {pattern.block}")
+    return ", ".join(words) or "dense"

@@ -31,9 +31,12 @@ class DesignRow:
     """One design, as text.
 
     Attributes:
+        name: Short.
+        title: What people call it.
         energies: Its energy by level, stacked.
     """
 
+    name: str
     title: str
     cycles: str
     faster: str
@@ -63,7 +66,7 @@ class LayersPart:
 
     Attributes:
         designs: One row each.
-        others: Titles of the designs beside the dense one.
+        others: Names of the designs beside the dense one.
         chart: Cycles of every layer, dense and hybrid.
         positions: (format, bits, as a multiple of CRISP's).
         lines: The figures of every layer.
@@ -143,7 +146,7 @@ def _layers(document: Json) -> LayersPart:
     of = {(row["design"], row["layer"]): row for row in document["rows"]}
     most = max(of[name, "total"]["energy_uj"] for name in titles)
     others = [name for name in titles if name != DENSE]
-    designs = [_design(title, of[name, "total"], most) for name, title in titles.items()]
+    designs = [_design(name, title, of[name, "total"], most) for name, title in titles.items()]
     lines = [
         LayerLine(
             name=str(layer["name"]),
@@ -156,20 +159,21 @@ def _layers(document: Json) -> LayersPart:
         for layer in document["layers"]
     ]
     bars = [(line.name, int(of[DENSE, line.name]["cycles"]), int(of[HYBRID, line.name]["cycles"])) for line in lines]
-    return LayersPart(designs, [titles[name] for name in others], bar_chart(bars), _positions(document), lines)
+    return LayersPart(designs, others, bar_chart(bars), _positions(document), lines)
 
 
-def _design(title: str, row: Json, most: float) -> DesignRow:
+def _design(name: str, title: str, row: Json, most: float) -> DesignRow:
     return DesignRow(
+        name=name,
         title=title,
         cycles=words.count(row["cycles"]),
         faster=f"{row['speedup']:.2f}×",
-        energy=f"{row['energy_uj']:,.1f} µJ",
+        energy=f"{row['energy_uj']:,.1f}",
         less=f"{row['energy_ratio']:.2f}×",
         delay=f"{row['energy_delay']:.3g}",
         utilised=words.percent(row["utilisation"]),
-        bound_by=str(row["bound_by"]),
-        energies=stack([(title, row["energy_by_level"][key], shade) for key, title, shade in LEVELS], most),
+        bound_by=str(row["bound_by"]).replace(" ", words.NBSP),
+        energies=stack([(level, row["energy_by_level"][key], shade) for key, level, shade in LEVELS], most),
     )
 
 
