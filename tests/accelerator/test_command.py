@@ -15,7 +15,7 @@ from billhook.accelerator import machine_text
 from billhook.cli import run
 
 DESIGNS = ["dense-tc", "nvidia-stc", "flexible-stc", "dstc", "crisp-stc"]
-CONTRACT = {"design", "layer", "cycles", "energy_uj", "speedup", "bound_by"}
+PROMISED = {"design", "layer", "cycles", "energy_uj", "speedup", "bound_by"}
 
 
 def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
@@ -27,7 +27,7 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
 def test_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "resnet20")
     rows = found["rows"]
-    assert all(set(row) >= CONTRACT for row in rows)
+    assert all(set(row) >= PROMISED for row in rows)
     assert [row["design"] for row in rows if row["layer"] == "total"] == DESIGNS
     assert len(rows) == 5 * (len(found["layers"]) + 1)
     # Nothing is zero but activations: only the dual-side design gains.
@@ -47,7 +47,7 @@ def test_one_pattern_on_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "resnet20", "--sweep")
     assert len(found["rows"]) == 5 * 3 * 3 * 8
-    assert all(set(row) >= CONTRACT | {"nm", "block", "block_sparsity", "sparsity"} for row in found["rows"])
+    assert all(set(row) >= PROMISED | {"nm", "block", "block_sparsity", "sparsity"} for row in found["rows"])
     asked = itertools.product(("network", "layer"), ("latency", "energy"), (7, 14))
     assert {(entry["scope"], entry["metric"], entry["times"]) for entry in found["reached"]} == set(asked)
 
