@@ -10,7 +10,7 @@ from torch import nn
 from billhook.cost.budget import parse_budgets
 from billhook.methods import count_network
 from billhook.methods.channel_choice import choose_channels, smallest
-from billhook.methods.channel_paths import has_path, with_paths
+from billhook.methods.channel_paths import Passage, has_path, with_paths
 from billhook.methods.channel_pruning import channel_cost
 from billhook.models import build, open_network
 from billhook.surgery import plan_channels, remove_channels
@@ -74,7 +74,41 @@ def test_the_worst_gives_its_place_to_the_best_that_is_brought(counted):
 @pytest.mark.parametrize("method", ["l1", "chipnet", "fp-backward", "hbgs"])
 @pytest.mark.parametrize("quantity", ["channels", "params"])
 def test_every_family_of_methods_leaves_a_path(method, quantity):
-    fields = {"batch_size": 12} if method == "chipnet" else {}
+    brief = {"selection": 8, "calibration": 8, "step": 0.5, "stale": 8, "finetune_every": 0}
+    fields = {"chipnet": {"batch_size": 12}, "hbgs": brief}.get(method, {})
     done = carry_out(ready("resnet20", method, f"{quantity}<=4%", **fields))
     assert done.cost.totals()[quantity] <= 0.04 * done.prepared.setting.dense[quantity]
+    assert tells_images_apart(done.small)
+
+
+def test_groups_that_go_one_after_the_other_leave_a_path(counted):
+    """From the last stream to the first, with nothing left in between: each depends on what the next one keeps."""
+    grouping = counted.groups()
+    wanted = {name: int(group.branch is None) for name, group in grouping.groups.items()}
+    kept = {name: np.arange(group.channels) for name, group in grouping.groups.items()}
+    streams = [name for name in reversed(grouping.groups) if wanted[name]]
+    assert [len(kept[name]) for name in streams] == [64, 32, 16]
+    orders = {name: kept[name][None] for name in streams}  # the first channel matters most
+    # Shortcuts put 32 channels in the middle of 64, and 16 in the middle of 32: 24 to 39 of the last come all the way.
+    for name, number in zip(streams, (24, 8, 0), strict=True):
+        passage = Passage(grouping, kept, wanted)
+        kept[name] = passage.settle(name, orders[name], 1)
+        assert kept[name].tolist() == [number]
+    assert has_path(grouping, {name: kept[name][: wanted[name]] for name in kept})
+    # What leads by itself is left alone, and so is what nothing leads to.
+    passage = Passage(grouping, kept, wanted)
+    assert passage.settle(streams[2], np.array([[0, 1]]), 1).tolist() == [0]
+    dark = Passage(grouping, kept | {streams[1]: np.array([0])}, wanted)
+    assert not dark.leads
+    assert dark.settle(streams[2], np.array([[3, 1]]), 1).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("method", "every", "number"), [("fp-backward", 0, 5), ("fp-omp", 5, 5), ("lrf", 0, 7), ("lrf", 3, 5)]
+)
+def test_the_same_share_of_all_groups_leaves_a_path(method, every, number):
+    """So few that whole stages are nothing but their shortcuts."""
+    fields = {"calibration": 8, "epochs": 2.0, "finetune_every": every}
+    done = carry_out(ready("resnet20", method, f"channels<={number}", **fields))
+    assert done.cost.channels == number
     assert tells_images_apart(done.small)

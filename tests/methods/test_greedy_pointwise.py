@@ -205,7 +205,8 @@ def test_dependent_filters_and_slices_go_for_nothing():
     sides = begin(module)[1]
     for name in sides.kept:
         if name.endswith("out"):
-            sides.lose({name: sides.kept[name].size // 2})
+            half = {name: sides.kept[name].size // 2}
+            sides.lose(half, half)
     assert all(
         part.conv.out_channels * 2 == part.after.out_channels for part in pointwise_layers(sides.module).values()
     )
@@ -233,7 +234,8 @@ def test_errors_are_those_of_the_convolutions():
     original = copy.deepcopy(module)
     errors = sides.layer_errors(original, lambda: [batch[:4], batch[4:]])
     layer = "layer2.0.conv2"
-    sides.lose({"layer1.0.conv1:out": 8, f"{layer}:out": 24})  # so that inputs and weights are others
+    wanted = {"layer1.0.conv1:out": 8, f"{layer}:out": 24}
+    sides.lose(wanted, wanted)  # so that inputs and weights are others
     proposed = sides.propose(dict.fromkeys(side_names(layer), 12))
     measured = errors.measure({name: sides.changes(name, candidate) for name, candidate in proposed.items()})
     seen = {}

@@ -59,6 +59,52 @@ def has_path(grouping: Grouping, kept: Mapping[str, NDArray[np.int64]]) -> bool:
     return all(lit[name].any() for name, group in grouping.groups.items() if len(kept[name]) and group.branch is None)
 
 
+class Passage:
+    """Leaves a path while groups go down to their numbers, one after the other.
+
+    The other groups are taken to keep what they have, or nothing where that is their number. What leads then, and goes
+    on leading with every group that is settled, leads in the end.
+
+    Args:
+        grouping: The groups.
+        kept: Channels that stay so far, by group.
+        wanted: How many are to stay in the end, of groups that still lose some.
+    """
+
+    def __init__(self, grouping: Grouping, kept: Mapping[str, NDArray[np.int64]], wanted: Mapping[str, int]) -> None:
+        self.grouping = grouping
+        self.kept = {name: stay if wanted.get(name) != 0 else stay[:0] for name, stay in kept.items()}
+        self.leads = has_path(grouping, self.kept)
+
+    def settle(self, name: str, order: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+        """The channels that a group keeps: the first ones, or with the last of them exchanged for one that leads.
+
+        Args:
+            name: Of the group.
+            order: ``[sections, channels]``: those that it has, the most important first.
+            number: How many stay.
+        """
+        stay = self.kept[name] = first_of(order, number)
+        if not number or len(order) > 1 or not self.leads or has_path(self.grouping, self.kept):
+            return stay
+        for spare in order[0, number:]:
+            self.kept[name] = np.sort(np.append(order[0, : number - 1], spare))
+            if has_path(self.grouping, self.kept):
+                return self.kept[name]
+        self.kept[name] = stay
+        return stay
+
+
+def first_of(order: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """So many channels, ascending, the first ones of every section.
+
+    Args:
+        order: ``[sections, channels]``.
+        number: In all sections together.
+    """
+    return np.sort(order[:, : number // len(order)].ravel())
+
+
 def _lit(grouping: Grouping, kept: Mapping[str, NDArray[np.int64]]) -> _Masks:
     """``[channels]`` of each group: kept ones that depend on the image. Grown from the layers that read no group."""
     gone = {

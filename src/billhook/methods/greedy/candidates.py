@@ -27,6 +27,7 @@ from billhook.compensation import (
 from billhook.compensation.moments import compensable
 from billhook.compensation.selection import Scaled, first_best
 from billhook.errors import UsageError
+from billhook.methods.channel_paths import Passage, first_of
 from billhook.methods.greedy.changes import Changes
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.current import Current
@@ -86,11 +87,12 @@ class Candidates:
             if name != own or self.config.score == "activations":
                 self._orders.pop(name, None)
 
-    def propose(self, wanted: Mapping[str, int]) -> dict[str, Candidate]:
+    def propose(self, wanted: Mapping[str, int], passage: Passage | None = None) -> dict[str, Candidate]:
         """What is left of groups when they keep so many channels.
 
         Args:
             wanted: Channels that are to be left, by group.
+            passage: Leaves a path when all of them are carried out; None: each is for itself.
         """
         found = {}
         for part in self._parts(list(wanted)):
@@ -99,7 +101,8 @@ class Candidates:
                 readers = moments.get(name, {})
                 order = self.order(name, readers)
                 group = self.current.grouping.groups[name]
-                kept = np.sort(order[:, : wanted[name] // group.sections].ravel())
+                number = wanted[name]
+                kept = first_of(order, number) if passage is None else passage.settle(name, order, number)
                 found[name] = Candidate(name, kept, self._maps(group, kept, readers))
         return found
 

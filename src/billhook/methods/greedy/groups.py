@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from billhook.cost.budget import Budget
 from billhook.methods.base import Outcome
-from billhook.methods.channel_paths import has_path
+from billhook.methods.channel_paths import Passage, has_path
 from billhook.methods.channel_pruning import ChannelLimits
 from billhook.methods.channel_run import ChannelRun
 from billhook.methods.counted import Counted
@@ -101,9 +101,10 @@ class ShrinkingGroups:
         self.candidates.changed(near, own=group)
         return near
 
-    def lose(self, wanted: Mapping[str, int]) -> bool:
+    def lose(self, wanted: Mapping[str, int], in_the_end: Mapping[str, int]) -> bool:
         """Let groups go down to so many channels: one look at the images serves all of them."""
-        found = self.candidates.propose(wanted)
+        passage = Passage(self.current.grouping, self.current.kept, in_the_end)
+        found = self.candidates.propose(wanted, passage)
         for name, candidate in found.items():
             self.current.remove(name, candidate.kept, candidate.maps)
         self.candidates.changed()

@@ -87,8 +87,9 @@ class Shrinking(Protocol):
         """Carry a candidate out; returns the groups whose candidates no longer hold."""
         ...
 
-    def lose(self, wanted: Mapping[str, int]) -> bool:
-        """Let groups go down to so many channels, in this order; returns whether one was short of images."""
+    def lose(self, wanted: Mapping[str, int], in_the_end: Mapping[str, int]) -> bool:
+        """Let groups go down to so many channels, in this order, and leave a path for when all have gone as far as
+        they will; returns whether one was short of images."""
         ...
 
     def forget(self) -> None:

@@ -149,7 +149,7 @@ class ShrinkingSides:
             self._proposed.pop(name, None)
         return near
 
-    def lose(self, wanted: Mapping[str, int]) -> bool:
+    def lose(self, wanted: Mapping[str, int], in_the_end: Mapping[str, int]) -> bool:
         """Let sides go down to so many channels, one after the other: the second finds what the first has left."""
         for name, count in wanted.items():
             self.remove(name, self._propose(name, count))

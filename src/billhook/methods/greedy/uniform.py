@@ -67,7 +67,7 @@ class UniformPlan(GreedyPlan):
                 network.take_back(small)
                 self._done += self.each
             network.forget()
-            short |= network.lose({name: wanted[name] for name in names[number : number + every]})
+            short |= network.lose({name: wanted[name] for name in names[number : number + every]}, wanted)
         if short:
             self.notes.append(short_note(self.calibration))
         return self.finish(run, network, 1, groups=wanted, search_seconds=since(started))
