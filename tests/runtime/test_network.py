@@ -276,6 +276,10 @@ def test_what_cannot_be_loaded(tmp_path, file):
     for arguments in ({"precision": "f16"}, {"threads": 0}, {"threads": 1.0}, {"isa": "sse"}):
         with pytest.raises(UsageError):
             load(file, plan="default", **arguments)
+
+
+@needs_library
+def test_a_plan_that_is_not_there(file, tmp_path):
     with pytest.raises(InputError, match="cannot be used"):
         load(file, plan=tmp_path / "none.json")
 

@@ -212,6 +212,8 @@ def load(
         raise UsageError(f"unknown precision {precision!r}", nearest(str(precision), PRECISIONS))
     if threads is not None and (type(threads) is not int or threads < 1):
         raise UsageError(f"threads is {threads!r}", "give a whole number from 1 on")
+    if isa is not None and isa not in native.ISAS:
+        raise UsageError(f"unknown instruction set {isa!r}", nearest(str(isa), native.ISAS))
     file = _file(Path(path))
     network = read_network(file)
     if not native.available():

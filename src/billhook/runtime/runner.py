@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from billhook.errors import RunError, UsageError, nearest
+from billhook.errors import RunError, UsageError
 from billhook.formats import PackedNetwork
 from billhook.runtime import native, planner, reference
 from billhook.runtime.compile import Compiled, Compiler, Precision, scaling
@@ -197,8 +197,6 @@ def _row(name: str, kind: str, shape: list[int], how: str, **more: Any) -> Row:
 
 def _instruction_set(isa: str | None, precision: Precision) -> int:
     usable = native.usable()
-    if isa is not None and isa not in native.ISAS:
-        raise UsageError(f"unknown instruction set {isa!r}", nearest(str(isa), native.ISAS))
     number = native.best() if isa is None else native.ISAS.index(isa)
     if number not in usable:
         raise UsageError(
