@@ -26,10 +26,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ROWS = [
     ["__main__"],
     ["cli"],
-    ["api", "delivery", "dense"],
+    ["api", "dense"],
     ["accelerator", "bench", "inspection", "pipeline"],
     ["proof"],
-    ["control", "estimate", "recipe", "rundir"],
+    ["control", "delivery", "estimate", "recipe", "rundir"],
     ["methods", "report"],
     ["artifact", "problem"],
     ["compensation", "scores"],
