@@ -37,6 +37,7 @@ CONVS = {
     "reflecting": nn.Conv2d(12, 12, 3, padding=1, padding_mode="reflect", groups=3, bias=False),
 }
 EVERY = pytest.mark.parametrize("kind", CONVS)
+SIDES = pytest.mark.parametrize("side", ["out", "in"])
 
 
 def wrapped(kind: str, seed: int = 0) -> Pointwise:
@@ -52,6 +53,10 @@ def wrapped(kind: str, seed: int = 0) -> Pointwise:
 def image(part: Pointwise) -> torch.Tensor:
     channels = (part.before if isinstance(part.before, nn.Conv2d) else part.conv).in_channels
     return torch.randn(2, channels, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+
+
+def width(conv: nn.Conv2d, side: str) -> int:
+    return conv.out_channels if side == "out" else conv.in_channels
 
 
 def depend(part: Pointwise, side: str, rank: int) -> None:
@@ -115,24 +120,12 @@ def test_logits_of_a_network(depth):
 
 @BOTH
 @EVERY
-def test_dependent_filters_leave_the_output_as_it_was(kind, select):
+@SIDES
+def test_what_depends_on_the_rest_leaves_the_output_as_it_was(kind, side, select):
     part = wrapped(kind)
-    depend(part, "out", 2)
-    selection = select(part.filters())
-    small = part.without_outputs(selection, 2)
-    assert small.conv.out_channels == 2 * part.groups < part.conv.out_channels
-    expected = part(image(part))
-    assert torch.allclose(small(image(part)), expected, rtol=0, atol=1e-9 * float(expected.detach().abs().max()))
-
-
-@BOTH
-@EVERY
-def test_dependent_inputs_leave_the_output_as_it_was(kind, select):
-    part = wrapped(kind)
-    depend(part, "in", 2)
-    selection = select(part.slices())
-    small = part.without_inputs(selection, 2)
-    assert small.conv.in_channels == 2 * part.groups < part.conv.in_channels
+    depend(part, side, 2)
+    small = part.without(side, select(part.rows(side)), 2)
+    assert width(small.conv, side) == 2 * part.groups < width(part.conv, side)
     expected = part(image(part))
     assert torch.allclose(small(image(part)), expected, rtol=0, atol=1e-9 * float(expected.detach().abs().max()))
 
@@ -144,24 +137,20 @@ def test_both_sides_again_and_again(select):
     depend(part, "in", 2)
     expected = part(image(part))
     for side, count in (("out", 3), ("in", 4), ("out", 2), ("in", 2)):
-        if side == "out":
-            part = part.without_outputs(select(part.filters()), count)
-        else:
-            part = part.without_inputs(select(part.slices()), count)
+        part = part.without(side, select(part.rows(side)), count)
         assert torch.allclose(part(image(part)), expected, rtol=0, atol=1e-8 * float(expected.detach().abs().max()))
     assert tuple(part.conv.weight.shape) == (4, 2, 3, 3)
     with pytest.raises(ValueError, match="0 of"):
-        part.without_outputs(select(part.filters()), 0)
+        part.without("out", select(part.rows("out")), 0)
 
 
-@pytest.mark.parametrize("side", ["out", "in"])
+@SIDES
 def test_independent_filters_leave_what_least_squares_leave(side):
     """The three layers compute the convolution whose filters are projected on those that stay."""
     part = wrapped("plain")
-    take = part.filters if side == "out" else part.slices
-    selection = fp_backward(take())
-    small = part.without_outputs(selection, 3) if side == "out" else part.without_inputs(selection, 3)
-    rows = take()[0].numpy()
+    selection = fp_backward(part.rows(side))
+    small = part.without(side, selection, 3)
+    rows = part.rows(side)[0].numpy()
     kept = selection.kept(3)
     projected = torch.from_numpy(np.linalg.lstsq(rows[kept].T, rows.T, rcond=None)[0].T @ rows[kept])
     twin = copy.deepcopy(part)
@@ -175,23 +164,19 @@ def test_independent_filters_leave_what_least_squares_leave(side):
 
 
 @EVERY
-@pytest.mark.parametrize("side", ["out", "in"])
+@SIDES
 def test_only_the_side_that_lost_nothing_is_folded(kind, side):
     part = wrapped(kind)
-    if side == "out":
-        part = part.without_outputs(fp_backward(part.filters()), 2)
-    else:
-        part = part.without_inputs(fp_backward(part.slices()), 2)
+    part = part.without(side, fp_backward(part.rows(side)), 2)
     folded = part.folded()
     assert isinstance(folded, Pointwise)
     assert isinstance(folded.before, nn.Identity if side == "out" else nn.Conv2d)
     assert isinstance(folded.after, nn.Conv2d if side == "out" else nn.Identity)
     assert torch.allclose(folded(image(part)), part(image(part)), rtol=1e-10, atol=1e-9)
     assert torch.allclose(folded.folded()(image(part)), part(image(part)), rtol=1e-10, atol=1e-9)
-    with pytest.raises(ValueError, match="was folded"):
-        folded.without_inputs(fp_backward(folded.slices()), 2) if side == "out" else folded.without_outputs(
-            fp_backward(folded.filters()), 2
-        )
+    other = "in" if side == "out" else "out"
+    with pytest.raises(ValueError, match=f"the {other}put side was folded"):
+        folded.without(other, fp_backward(folded.rows(other)), 2)
 
 
 # Structure as data
@@ -224,7 +209,7 @@ def test_published_parameter_counts(spec, classes, plain, inserted, halved):
 @EVERY
 def test_a_structure_is_made_again_from_what_was_said_of_it(kind):
     net = nn.Sequential(wrapped(kind))
-    net[0] = net[0].without_outputs(fp_omp(net[0].filters()), 2)
+    net[0] = net[0].without("out", fp_omp(net[0].rows("out")), 2)
     for fold in (False, True):
         if fold:
             fold_pointwise(net)
@@ -260,7 +245,7 @@ def test_what_is_refused():
     assert prunable_convolutions(open_network("mobilenet_v2,width=0.5", 10).module) == ()
     part = wrapped("plain")
     with pytest.raises(ValueError, match="of 1 x 8"):
-        part.without_outputs(fp_omp(part.slices()), 2)
+        part.without("out", fp_omp(part.rows("in")), 2)
 
 
 @BOTH
@@ -269,19 +254,19 @@ def test_in_full_width_it_computes_the_same(kind, select):
     """Zeros where filters and inputs went: the shapes of the identities that were put in, outputs as they are."""
     part = wrapped(kind)
     inputs, outputs = part.conv.in_channels, part.conv.out_channels
-    out, inside = select(part.filters()), select(part.slices())
+    out, inside = select(part.rows("out")), select(part.rows("in"))
     for small, kept in (
-        (part.without_outputs(out, 2), (range(inputs), out.kept(2))),
-        (part.without_inputs(inside, 2), (inside.kept(2), range(outputs))),
+        (part.without("out", out, 2), (range(inputs), out.kept(2))),
+        (part.without("in", inside, 2), (inside.kept(2), range(outputs))),
     ):
         large = small.widened(*(list(map(int, side)) for side in kept))
         assert [p.shape for p in large.parameters()] == [p.shape for p in part.parameters()]
         assert torch.allclose(large(image(part)), small(image(part)), rtol=0, atol=1e-9)
     gone = out.removed(2)
-    large = part.without_outputs(out, 2).widened(range(inputs), out.kept(2).tolist())
+    large = part.without("out", out, 2).widened(range(inputs), out.kept(2).tolist())
     assert not large.conv.weight[torch.from_numpy(gone)].any()
     assert large.conv.weight[torch.from_numpy(out.kept(2))].any()
-    folded = part.without_outputs(out, 2).folded()
+    folded = part.without("out", out, 2).folded()
     large = folded.widened(range(inputs), out.kept(2).tolist())
     assert isinstance(large.before, nn.Identity)
     assert torch.allclose(large(image(part)), folded(image(part)), rtol=0, atol=1e-9)
@@ -305,20 +290,17 @@ def test_sides_are_opened_one_by_one(kind):
 
 @BOTH
 @EVERY
-@pytest.mark.parametrize("side", ["out", "in"])
+@SIDES
 def test_one_side_alone_loses_what_depends_on_the_rest(kind, side, select):
     """No 1x1 on the other side, so the bias may still be the convolution's own."""
     part = opened(copy.deepcopy(CONVS[kind]).double(), side)
     depend(part, side, 2)
     x = image(part)
     expected = part(x).detach()
-    small = (
-        part.without_outputs(select(part.filters()), 2)
-        if side == "out"
-        else part.without_inputs(select(part.slices()), 2)
-    )
+    selection = select(part.rows(side))
+    small = part.without(side, selection, 2)
     assert torch.allclose(small(x), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
-    kept = select(part.filters() if side == "out" else part.slices()).kept(2).tolist()
+    kept = selection.kept(2).tolist()
     inside = kept if side == "in" else range(part.conv.in_channels)
     large = small.widened(inside, kept if side == "out" else range(part.conv.out_channels))
     assert torch.allclose(large(x), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))

@@ -7,17 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from billhook.compensation.selection import (
-    DEPENDENT,
-    Matrix,
-    Path,
-    Scaled,
-    Selection,
-    Solver,
-    first_best,
-    make_path,
-    sections_of,
-)
+from billhook.compensation.gram import DEPENDENT, Scaled, first_best, make_path, sections_of
+from billhook.compensation.selection import Matrix, Path, Selection, Solver
 
 SAFE = 1e-10
 """A Gram matrix is inverted as it is when its smallest eigenvalue is at least this share of the largest."""

@@ -30,9 +30,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from billhook.compensation.backward import backward_on_gram
+from billhook.compensation.gram import DEPENDENT
 from billhook.compensation.matrices import runs
 from billhook.compensation.moments import Moments, centred, compensable
-from billhook.compensation.selection import DEPENDENT, Indices, Matrix, Selection
+from billhook.compensation.selection import Indices, Matrix, Selection
 from billhook.errors import UsageError
 from billhook.surgery import ChannelGroup
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from billhook.compensation.selection import (
-    DEPENDENT,
-    Matrix,
-    Path,
-    Scaled,
-    Selection,
-    Solver,
-    first_best,
-    make_path,
-    sections_of,
-)
+from billhook.compensation.gram import DEPENDENT, Scaled, first_best, make_path, sections_of
+from billhook.compensation.selection import Matrix, Path, Selection, Solver
 
 
 def fp_omp(filters: Tensor | Matrix, *, ridge: float | None = None, normalised: bool = False) -> Selection:

@@ -14,7 +14,7 @@ first 1x1 has no bias, so it maps padding to padding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,65 +56,43 @@ class Pointwise(nn.Module):
         """Groups of the convolution: the sections of a selection."""
         return self.conv.groups
 
-    def filters(self) -> Tensor:
-        """``[groups, outputs of a group, features]``: what a selection of outputs is about, as the weights are now."""
-        return output_filters(self.conv)
+    def rows(self, side: Side) -> Tensor:
+        """``[groups, channels of a group, features]``: what a selection of outputs, or of inputs, is about.
 
-    def slices(self) -> Tensor:
-        """``[groups, inputs of a group, features]``: what a selection of inputs is about."""
-        return input_slices(self.conv)
+        Filters or input slices, as the weights are now.
+        """
+        return input_slices(self.conv) if side == "in" else output_filters(self.conv)
 
-    def without_outputs(self, selection: Selection, count: int) -> Pointwise:
-        """A smaller one that keeps ``count`` filters of each group; the second 1x1 makes up for the others.
+    def without(self, side: Side, selection: Selection, count: int) -> Pointwise:
+        """A smaller one that keeps ``count`` channels of each group; the 1x1 of that side makes up for the others.
 
-        It shares what did not change, the first 1x1, with this one, which stays as it is.
+        It shares what did not change, the 1x1 of the other side, with this one, which stays as it is.
 
         Args:
-            selection: Of :meth:`filters`.
+            side: Whose channels go: inputs of the convolution, or its outputs.
+            selection: Of the :meth:`rows` of that side.
             count: Of each group, at least 1.
 
         Raises:
-            ValueError: A selection of something else, or nothing left.
+            ValueError: A selection of something else, nothing left, or a side that was folded.
         """
-        after = self._open(self.after, "output")
-        kept, matrix = self._matrix(selection, count, self.conv.out_channels)
-        # Columns of G are channels of one group.
-        weight = _blocks(after, self.groups)
-        parts = torch.stack([part @ m for part, m in zip(weight, matrix, strict=True)])
-        small = conv_like(self.conv, self.conv.in_channels, len(kept))
-        small.weight.data.copy_(self.conv.weight.detach()[kept])
-        new_after = conv_like(after, len(kept), after.out_channels)
-        new_after.weight.data.copy_(parts.flatten(0, 1)[:, :, None, None])
-        if after.bias is not None:
-            cast(Tensor, new_after.bias).data.copy_(after.bias.detach())
-        return Pointwise(self.before, small, new_after)
-
-    def without_inputs(self, selection: Selection, count: int) -> Pointwise:
-        """A smaller one that keeps ``count`` inputs of each group; the first 1x1 makes up for the others.
-
-        It shares what did not change, the second 1x1, with this one, which stays as it is.
-
-        Args:
-            selection: Of :meth:`slices`.
-            count: Of each group, at least 1.
-
-        Raises:
-            ValueError: A selection of something else, or nothing left.
-        """
-        before = self._open(self.before, "input")
-        kept, matrix = self._matrix(selection, count, self.conv.in_channels)
-        weight = _blocks(before, self.groups)
-        parts = torch.stack([m.T @ part for part, m in zip(weight, matrix, strict=True)])
-        small = conv_like(self.conv, len(kept), self.conv.out_channels)
-        width = self.conv.in_channels // self.groups
-        own = runs(self.conv.weight.detach(), 0, self.groups)
-        local = runs(kept, 0, self.groups) % width
-        small.weight.data.copy_(torch.cat([part[:, index] for part, index in zip(own, local, strict=True)]))
-        if self.conv.bias is not None:  # where there is no second 1x1 to carry it
-            cast(Tensor, small.bias).data.copy_(self.conv.bias.detach())
-        new_before = conv_like(before, before.in_channels, len(kept))
-        new_before.weight.data.copy_(parts.flatten(0, 1)[:, :, None, None])
-        return Pointwise(new_before, small, self.after)
+        conv, inputs = self.conv, side == "in"
+        near = self.before if inputs else self.after
+        if not isinstance(near, nn.Conv2d):
+            raise ValueError(f"the {side}put side was folded")
+        kept, matrix = self._matrix(selection, count, conv.in_channels if inputs else conv.out_channels)
+        weight = conv.weight.detach()
+        if inputs:
+            local = runs(kept, 0, self.groups) % (conv.in_channels // self.groups)
+            own = runs(weight, 0, self.groups)
+            weight = torch.cat([part[:, index] for part, index in zip(own, local, strict=True)])
+            mixed = matrix.mT @ _blocks(near, self.groups)
+        else:
+            weight = weight[kept]
+            mixed = _blocks(near, self.groups) @ matrix  # columns of G are channels of one group
+        small = conv_with(conv, weight, conv.bias)
+        near = conv_with(near, mixed.flatten(0, 1)[:, :, None, None], near.bias)
+        return Pointwise(near, small, self.after) if inputs else Pointwise(self.before, small, near)
 
     def folded(self) -> nn.Module:
         """Without the 1x1 convolutions of sides that lost nothing: exact, up to the rounding of one product.
@@ -135,11 +113,7 @@ class Pointwise(nn.Module):
             second = _blocks(after, conv.groups)
             weight = torch.einsum("gpo,goihw->gpihw", second, weight)
             bias, after = after.bias, nn.Identity()
-        new = conv_like(conv, conv.in_channels, conv.out_channels, bias=bias is not None or conv.bias is not None)
-        new.weight.data.copy_(weight.flatten(0, 1))
-        bias = conv.bias if bias is None else bias
-        if bias is not None:
-            cast(Tensor, new.bias).data.copy_(bias.detach())
+        new = conv_with(conv, weight.flatten(0, 1), conv.bias if bias is None else bias)
         plain = isinstance(before, nn.Identity) and isinstance(after, nn.Identity)
         return new if plain else Pointwise(before, new, after)
 
@@ -156,23 +130,15 @@ class Pointwise(nn.Module):
         before, conv, after = self.before, self.conv, self.after
         inputs = before.in_channels if isinstance(before, nn.Conv2d) else conv.in_channels
         outputs = after.out_channels if isinstance(after, nn.Conv2d) else conv.out_channels
-        rows, groups = torch.tensor(out, device=conv.weight.device), conv.groups
-        columns = torch.tensor(inside, device=conv.weight.device)
-        large = conv_like(conv, inputs, outputs)
-        large.load_state_dict({"weight": _spread(conv.weight, rows, columns, outputs, inputs // groups)}
-                              | ({} if conv.bias is None else {"bias": conv.bias}))  # fmt: skip
+        groups, device = conv.groups, conv.weight.device
+        rows, columns = torch.tensor(out, device=device), torch.tensor(inside, device=device)
+        large = conv_with(conv, _spread(conv.weight, rows, columns, outputs, inputs // groups), conv.bias)
         if isinstance(before, nn.Conv2d):
-            every = torch.arange(inputs, device=columns.device)
-            first = conv_like(before, inputs, inputs)
-            first.weight.data.copy_(_spread(before.weight, columns, every, inputs, inputs // groups))
-            before = first
+            every = torch.arange(inputs, device=device)
+            before = conv_with(before, _spread(before.weight, columns, every, inputs, inputs // groups), None)
         if isinstance(after, nn.Conv2d):
-            every = torch.arange(outputs, device=rows.device)
-            second = conv_like(after, outputs, outputs)
-            second.weight.data.copy_(_spread(after.weight, every, rows, outputs, outputs // groups))
-            if after.bias is not None:
-                cast(Tensor, second.bias).data.copy_(after.bias.detach())
-            after = second
+            every = torch.arange(outputs, device=device)
+            after = conv_with(after, _spread(after.weight, every, rows, outputs, outputs // groups), after.bias)
         return Pointwise(before, large, after)
 
     def _matrix(self, selection: Selection, count: int, width: int) -> tuple[Tensor, Tensor]:
@@ -186,11 +152,6 @@ class Pointwise(nn.Module):
         blocks = runs(runs(whole, 0, self.groups), 2, self.groups)
         matrix = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         return kept.to(self.conv.weight.device), matrix
-
-    def _open(self, side: nn.Module, name: str) -> nn.Conv2d:
-        if not isinstance(side, nn.Conv2d):
-            raise ValueError(f"the {name} side was folded")
-        return side
 
 
 def opened(layer: nn.Conv2d | Pointwise, side: Side) -> Pointwise:
@@ -206,12 +167,11 @@ def opened(layer: nn.Conv2d | Pointwise, side: Side) -> Pointwise:
         return part
     if side == "in":
         return Pointwise(_identity(conv, conv.in_channels, bias=False), conv, part.after)
-    after, inner = _identity(conv, conv.out_channels, bias=conv.bias is not None), conv
-    if conv.bias is not None:
-        inner = conv_like(conv, conv.in_channels, conv.out_channels, bias=False)
-        inner.weight.data.copy_(conv.weight.detach())
-        cast(Tensor, after.bias).data.copy_(conv.bias.detach())
-    return Pointwise(part.before, inner, after)
+    after = _identity(conv, conv.out_channels, bias=conv.bias is not None)
+    if conv.bias is None:
+        return Pointwise(part.before, conv, after)
+    cast(Tensor, after.bias).data.copy_(conv.bias.detach())
+    return Pointwise(part.before, conv_with(conv, conv.weight, None), after)
 
 
 def _blocks(layer: nn.Conv2d, groups: int) -> Tensor:
@@ -236,18 +196,6 @@ def _spread(weight: Tensor, rows: Tensor, columns: Tensor, height: int, width: i
     return large
 
 
-def one_by_one(conv: nn.Conv2d, inputs: int, outputs: int, *, bias: bool) -> nn.Conv2d:
-    """A 1x1 convolution with the groups of ``conv``; its weights are to be filled in."""
-    layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, inputs, outputs, 1, groups=conv.groups, bias=bias,
-        device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # fmt: skip
-    for parameter in layer.parameters():
-        parameter.requires_grad_(conv.weight.requires_grad)
-    layer.train(conv.training)
-    return layer
-
-
 def _identity(conv: nn.Conv2d, channels: int, *, bias: bool) -> nn.Conv2d:
     """One with as many outputs as inputs that changes nothing."""
     layer = one_by_one(conv, channels, channels, bias=bias)
@@ -259,14 +207,40 @@ def _identity(conv: nn.Conv2d, channels: int, *, bias: bool) -> nn.Conv2d:
     return layer
 
 
-def conv_like(conv: nn.Conv2d, inputs: int, outputs: int, *, bias: bool | None = None) -> nn.Conv2d:
+def one_by_one(conv: nn.Conv2d, inputs: int, outputs: int, *, bias: bool) -> nn.Conv2d:
+    """A 1x1 convolution with the groups of ``conv``; its weights are to be filled in."""
+    return _empty(conv, inputs, outputs, bias, kernel_size=1)
+
+
+def conv_like(conv: nn.Conv2d, inputs: int, outputs: int, *, bias: bool) -> nn.Conv2d:
     """A convolution of other widths; its weights are to be filled in."""
+    return _empty(
+        conv, inputs, outputs, bias, kernel_size=conv.kernel_size, stride=conv.stride, padding=conv.padding,
+        dilation=conv.dilation, padding_mode=conv.padding_mode,
+    )  # fmt: skip
+
+
+def _empty(conv: nn.Conv2d, inputs: int, outputs: int, bias: bool, **geometry: Any) -> nn.Conv2d:
     layer: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, inputs, outputs, conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, groups=conv.groups, bias=(conv.bias is not None) if bias is None else bias,
-        padding_mode=conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype,
+        nn.Conv2d, inputs, outputs, groups=conv.groups, bias=bias, device=conv.weight.device, dtype=conv.weight.dtype,
+        **geometry,
     )  # fmt: skip
     for parameter in layer.parameters():
         parameter.requires_grad_(conv.weight.requires_grad)
     layer.train(conv.training)
+    return layer
+
+
+def conv_with(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """A convolution of the widths of a weight, which it copies.
+
+    Args:
+        conv: What else it is like.
+        weight: ``[outputs, inputs of a group, kh, kw]``.
+        bias: ``[outputs]``.
+    """
+    layer = conv_like(conv, weight.shape[1] * conv.groups, weight.shape[0], bias=bias is not None)
+    layer.weight.data.copy_(weight.detach())
+    if layer.bias is not None and bias is not None:
+        layer.bias.data.copy_(bias.detach())
     return layer

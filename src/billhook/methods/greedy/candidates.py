@@ -24,8 +24,8 @@ from billhook.compensation import (
     group_filters,
     select_by_activations,
 )
+from billhook.compensation.gram import Scaled, first_best
 from billhook.compensation.moments import compensable
-from billhook.compensation.selection import Scaled, first_best
 from billhook.errors import UsageError
 from billhook.methods.channel_paths import Passage, first_of
 from billhook.methods.greedy.changes import Changes

@@ -123,9 +123,9 @@ class ShrinkingSides:
         layer, side = self._sides[name]
         part = opened(cast(nn.Conv2d | Pointwise, self._module.get_submodule(layer)), side)
         if name not in self._selections:
-            self._selections[name] = self._select(part.slices() if side == "in" else part.filters())
+            self._selections[name] = self._select(part.rows(side))
         selection, each = self._selections[name], count // part.groups
-        less = part.without_inputs(selection, each) if side == "in" else part.without_outputs(selection, each)
+        less = part.without(side, selection, each)
         place(less, self._device, self._layout)
         self._proposed[name] = SideCandidate(self.kept[name][selection.kept(each)], less)
         return self._proposed[name]
