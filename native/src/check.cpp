@@ -205,10 +205,21 @@ bool Checker::convolution() const {
     if (s.kind == BH_HYBRID) return stream();
     if (s.groups != 1) return no("%d groups", s.groups);
     if (s.vectors != 1 && s.vectors != 2 && s.vectors != 4) return no("%d vectors of outputs", s.vectors);
-    const int64_t inputs = s.in.type == BH_BF16 ? up(s.in.channels, 2) : s.in.channels;
-    if (s.in.padded < inputs) return no("%d inputs padded to %d", s.in.channels, s.in.padded);
-    const int64_t row = taps * inputs;  // both below 2^24
-    return weight(s.values, row * up(s.out.padded, s.vectors * lanes) * size_of(s.in.type), "values");
+    const int64_t pair = s.in.type == BH_BF16 ? 2 : 1;
+    int64_t inputs = up(s.in.channels, pair), runs = taps;
+    if (s.in.pixel == s.in.channels && s.dilation_x == 1) {
+        // A row of taps is one run; with an odd number of inputs it ends in the pixel after the window.
+        const int64_t run = static_cast<int64_t>(s.kernel_x) * s.in.channels;
+        if (run > LARGEST) return no("%d taps of %d inputs", s.kernel_x, s.in.channels);
+        inputs = up(run, pair);
+        runs = s.kernel_y;
+        const int64_t after = (static_cast<int64_t>(s.out.width) - 1) * s.stride_x - s.pad_left + s.kernel_x;
+        if (inputs > run && after >= static_cast<int64_t>(s.in.width) + s.in.right)
+            return no("a run of %lld inputs ends outside the halo", wide(inputs));
+    } else if (s.in.padded < inputs) {
+        return no("%d inputs padded to %d", s.in.channels, s.in.padded);
+    }
+    return weight(s.values, runs * inputs * up(s.out.padded, s.vectors * lanes) * size_of(s.in.type), "values");  // both below 2^25
 }
 
 bool Checker::stream() const {

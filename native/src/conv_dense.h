@@ -26,10 +26,24 @@ struct Pixels {
     }
 };
 
+// Where nothing lies between the pixels of a row, its taps are one run of inputs: a first layer of three channels has loops of
+// kernel_x times 3 instead of 3.
+struct Run {
+    int taps, inputs;
+
+    explicit Run(const bh_step &step) : taps(step.kernel_x), inputs(step.in.channels) {
+        if (step.in.pixel == step.in.channels && step.dilation_x == 1) {
+            inputs *= taps;
+            taps = 1;
+        }
+    }
+};
+
 template <int R, int P, int V>
 inline void dense_tile(const Conv<float> &conv, const unsigned char *weights, Place place) {
     const bh_step &step = conv.step;
-    const int inputs = step.in.channels;
+    const Run run(step);
+    const int inputs = run.inputs;
     Vec sum[R * P * V];
     BILLHOOK_UNROLL for (int v = 0; v < V; ++v) {
         const int channel = place.channel + v * L;
@@ -37,10 +51,10 @@ inline void dense_tile(const Conv<float> &conv, const unsigned char *weights, Pl
         BILLHOOK_UNROLL for (int i = 0; i < R * P; ++i) sum[i * V + v] = bias;
     }
     const float *w = reinterpret_cast<const float *>(weights) +
-                     static_cast<int64_t>(place.channel) * step.kernel_y * step.kernel_x * inputs;
+                     static_cast<int64_t>(place.channel) * step.kernel_y * run.taps * inputs;
     const float *base = conv.in + place.y * conv.in_row + place.x * conv.in_pixel;
     for (int ky = 0; ky < step.kernel_y; ++ky) {
-        for (int kx = 0; kx < step.kernel_x; ++kx) {
+        for (int kx = 0; kx < run.taps; ++kx) {
             const float *tap = base + static_cast<int64_t>(ky) * step.dilation_y * step.in.row +
                                static_cast<int64_t>(kx) * step.dilation_x * step.in.pixel;
             Pixels<R, P, float> pixels(tap, conv.in_row, conv.in_pixel);
@@ -76,11 +90,12 @@ inline void dense_tile(const Conv<float> &conv, const unsigned char *weights, Pl
 }
 
 #if defined(__AVX512BF16__)
-// Two inputs at a time. An odd last one meets a zero weight; the channel behind it is there and finite.
+// Two inputs at a time. An odd last one meets a zero weight; the number behind it is there and finite.
 template <int R, int P, int V>
 inline void dense_tile(const Conv<bf16> &conv, const unsigned char *weights, Place place) {
     const bh_step &step = conv.step;
-    const int pairs = (step.in.channels + 1) / 2;
+    const Run run(step);
+    const int pairs = (run.inputs + 1) / 2;
     Vec sum[R * P * V];
     BILLHOOK_UNROLL for (int v = 0; v < V; ++v) {
         const int channel = place.channel + v * L;
@@ -88,10 +103,10 @@ inline void dense_tile(const Conv<bf16> &conv, const unsigned char *weights, Pla
         BILLHOOK_UNROLL for (int i = 0; i < R * P; ++i) sum[i * V + v] = bias;
     }
     const bf16 *w = reinterpret_cast<const bf16 *>(weights) +
-                    static_cast<int64_t>(place.channel) * step.kernel_y * step.kernel_x * pairs * 2;
+                    static_cast<int64_t>(place.channel) * step.kernel_y * run.taps * pairs * 2;
     const bf16 *base = conv.in + place.y * conv.in_row + place.x * conv.in_pixel;
     for (int ky = 0; ky < step.kernel_y; ++ky) {
-        for (int kx = 0; kx < step.kernel_x; ++kx) {
+        for (int kx = 0; kx < run.taps; ++kx) {
             const bf16 *tap = base + static_cast<int64_t>(ky) * step.dilation_y * step.in.row +
                               static_cast<int64_t>(kx) * step.dilation_x * step.in.pixel;
             Pixels<R, P, bf16> pixels(tap, conv.in_row, conv.in_pixel);

@@ -125,17 +125,25 @@ constexpr bool HYBRID_BF16 = false;
 #endif
 
 // Registers: sums, S weights and S indices, an input and what was chosen of it.
+#if defined(__AVX2__) || defined(__aarch64__)
 constexpr int hybrid_widest(int slots) { return L == 16 ? 16 : slots == 4 ? 6 : slots == 2 ? 8 : 12; }
+#else
+// A vector is two registers, and every permutation goes through memory: more pixels would only make more code.
+constexpr int hybrid_widest(int) { return 4; }
+#endif
 
 template <int S, class T>
 void hybrid_share(const Context &context, const bh_step &step, int part, int parts) {
     const Conv<T> conv(context, step);
     const Stream<T> stream(context, step);
     for_tiles(step, part, parts, L, hybrid_widest(S), [&](int rows, int pixels, Place place) {
-#define BILLHOOK_CASE(R, P)                       \
-    case (R)*100 + (P):                           \
-        hybrid_tile<R, P, S>(conv, stream, place); \
-        return
+#define BILLHOOK_CASE(R, P)                            \
+    case (R)*100 + (P):                                \
+        if constexpr ((R) * (P) <= hybrid_widest(S)) { \
+            hybrid_tile<R, P, S>(conv, stream, place); \
+            return;                                    \
+        }                                              \
+        break
         switch (rows * 100 + pixels) {
             BILLHOOK_CASE(1, 1);
             BILLHOOK_CASE(1, 2);
@@ -167,10 +175,14 @@ void hybrid_share(const Context &context, const bh_step &step, int part, int par
             for (int p = 0; p < pixels;) {
                 const int left = pixels - p;
                 const Place here{place.y + r, place.x + p, place.channel};
-                if (left >= 8) {
-                    hybrid_tile<1, 8, S>(conv, stream, here);
-                    p += 8;
-                } else if (left >= 4) {
+                if constexpr (hybrid_widest(S) >= 8) {
+                    if (left >= 8) {
+                        hybrid_tile<1, 8, S>(conv, stream, here);
+                        p += 8;
+                        continue;
+                    }
+                }
+                if (left >= 4) {
                     hybrid_tile<1, 4, S>(conv, stream, here);
                     p += 4;
                 } else {

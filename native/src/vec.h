@@ -9,6 +9,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "kernel.h"
@@ -120,54 +122,85 @@ inline Vec permute(Vec x, Index index) { return {_mm256_permutevar8x32_ps(x.v, i
 
 #else
 
-// Eight lanes in the compilers' own vectors: two SSE or NEON registers, or whatever the machine has.
+// Eight lanes as two of the compilers' own vectors, each of which is a register: SSE, NEON, or whatever the machine has. (One
+// vector of eight would live in memory where registers are half as wide.)
 constexpr int L = 8;
-typedef float Eight __attribute__((vector_size(32)));
-typedef uint32_t EightBits __attribute__((vector_size(32)));  // unsigned: what overflows wraps round
+typedef float Four __attribute__((vector_size(16)));
+typedef uint32_t FourBits __attribute__((vector_size(16)));  // unsigned: what overflows wraps round
 struct Vec {
-    Eight v;
+    Four low, high;
 };
-struct Index {
-    uint8_t v[L];
-};
-inline Vec set1(float x) { return {Eight{x, x, x, x, x, x, x, x}}; }
+inline Vec set1(float x) { return {Four{x, x, x, x}, Four{x, x, x, x}}; }
 inline Vec zero() { return set1(0.0f); }
 inline Vec load(const float *p) {
     Vec result;
-    std::memcpy(&result, p, sizeof(result));
+    std::memcpy(&result.low, p, 16);
+    std::memcpy(&result.high, p + 4, 16);
     return result;
 }
-inline void store(float *p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
-inline Vec load(const bf16 *p) {
-    Vec result;
-    for (int i = 0; i < L; ++i) result.v[i] = to_float(p[i]);
-    return result;
+inline void store(float *p, Vec x) {
+    std::memcpy(p, &x.low, 16);
+    std::memcpy(p + 4, &x.high, 16);
 }
+inline Four load_four(const bf16 *p) { return Four{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}; }
+inline Vec load(const bf16 *p) { return {load_four(p), load_four(p + 4)}; }
 inline void store(bf16 *p, Vec x) {
-    for (int i = 0; i < L; ++i) p[i] = to_bf16(x.v[i]);
+    for (int i = 0; i < 4; ++i) {
+        p[i] = to_bf16(x.low[i]);
+        p[i + 4] = to_bf16(x.high[i]);
+    }
 }
-inline Vec choose(EightBits first, Vec a, Vec b) {
-    return {(Eight)(((EightBits)a.v & first) | ((EightBits)b.v & ~first))};
+inline Four choose(FourBits first, Four a, Four b) { return (Four)(((FourBits)a & first) | ((FourBits)b & ~first)); }
+inline Vec add(Vec a, Vec b) { return {a.low + b.low, a.high + b.high}; }
+inline Vec sub(Vec a, Vec b) { return {a.low - b.low, a.high - b.high}; }
+inline Vec mul(Vec a, Vec b) { return {a.low * b.low, a.high * b.high}; }
+inline Vec div(Vec a, Vec b) { return {a.low / b.low, a.high / b.high}; }
+inline Vec max(Vec a, Vec b) {
+    return {choose((FourBits)(a.low > b.low), a.low, b.low), choose((FourBits)(a.high > b.high), a.high, b.high)};
 }
-inline Vec add(Vec a, Vec b) { return {a.v + b.v}; }
-inline Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
-inline Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
-inline Vec div(Vec a, Vec b) { return {a.v / b.v}; }
-inline Vec max(Vec a, Vec b) { return choose((EightBits)(a.v > b.v), a, b); }
-inline Vec min(Vec a, Vec b) { return choose((EightBits)(a.v < b.v), a, b); }
-inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
-inline Vec scale_by_power(Vec x, Vec t) { return {(Eight)((EightBits)x.v + ((EightBits)t.v << 23))}; }
+inline Vec min(Vec a, Vec b) {
+    return {choose((FourBits)(a.low < b.low), a.low, b.low), choose((FourBits)(a.high < b.high), a.high, b.high)};
+}
+inline Vec fma(Vec a, Vec b, Vec c) { return {a.low * b.low + c.low, a.high * b.high + c.high}; }
+inline Vec scale_by_power(Vec x, Vec t) {
+    return {(Four)((FourBits)x.low + ((FourBits)t.low << 23)), (Four)((FourBits)x.high + ((FourBits)t.high << 23))};
+}
+#if defined(__aarch64__)
+struct Index {
+    uint8x16_t low, high;
+};
+// Each lane's four bytes are looked up in a table of 32 bytes, which is two registers.
+inline Index load_index(const uint8_t *p) {
+    uint64_t lanes;
+    std::memcpy(&lanes, p, 8);
+    const uint8x16_t index = vcombine_u8(vcreate_u8(lanes), vcreate_u8(lanes));
+    const uint8x16_t spread_low = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
+    const uint8x16_t spread_high = {4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7};
+    const uint8x16_t within = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+    return {vaddq_u8(vshlq_n_u8(vqtbl1q_u8(index, spread_low), 2), within),
+            vaddq_u8(vshlq_n_u8(vqtbl1q_u8(index, spread_high), 2), within)};
+}
+inline Vec permute(Vec x, Index index) {
+    const uint8x16x2_t table = {{(uint8x16_t)x.low, (uint8x16_t)x.high}};
+    return {(Four)vqtbl2q_u8(table, index.low), (Four)vqtbl2q_u8(table, index.high)};
+}
+#else
+struct Index {
+    uint8_t v[L];
+};
 inline Index load_index(const uint8_t *p) {
     Index result;
     std::memcpy(&result, p, sizeof(result));
     return result;
 }
 inline Vec permute(Vec x, Index index) {
-    float from[L], to[L];
+    float from[L];
     store(from, x);
-    for (int i = 0; i < L; ++i) to[i] = from[index.v[i] & (L - 1)];
-    return load(to);
+    const uint8_t *i = index.v;
+    return {Four{from[i[0] & 7], from[i[1] & 7], from[i[2] & 7], from[i[3] & 7]},
+            Four{from[i[4] & 7], from[i[5] & 7], from[i[6] & 7], from[i[7] & 7]}};
 }
+#endif
 
 #endif
 
