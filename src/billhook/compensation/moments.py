@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +171,18 @@ def collect_moments(
     return found
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for as long as the context lasts; training flags come back as they were."""
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training in flags:
+            part.training = training
+
+
 def compensable(module: nn.Module, group: ChannelGroup) -> tuple[Member, ...]:
     """The readers of a group whose weights can take up what removed channels did.
 
@@ -226,24 +238,17 @@ class _Watch:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Eval mode, with the hooks in place."""
-        flags = [(part, part.training) for part in self.module.modules()]
-        handles = []
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.outputs.clear)
+            stack.enter_context(evaluating(self.module))
             for name in self.wanted:
                 layer = self.module.get_submodule(name)
-                handles.append(layer.register_forward_pre_hook(self._read(name), with_kwargs=True))
-                handles.append(layer.register_forward_hook(self._wrote(name)))
+                stack.enter_context(layer.register_forward_pre_hook(self._read(name), with_kwargs=True))
+                stack.enter_context(layer.register_forward_hook(self._wrote(name)))
             for norm, reader in self.norms.items():
                 layer = self.module.get_submodule(norm)
-                handles.append(layer.register_forward_pre_hook(self._normalised(norm, reader)))
-            self.module.eval()
+                stack.enter_context(layer.register_forward_pre_hook(self._normalised(norm, reader)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for part, training in flags:
-                part.training = training
-            self.outputs.clear()
 
     def next(self, images: int) -> None:
         """One batch is through."""

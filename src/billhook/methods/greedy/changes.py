@@ -42,19 +42,14 @@ class Changes:
 @contextmanager
 def applied(module: nn.Module, change: Changes) -> Iterator[None]:
     """The network with a candidate's changes, for as long as the context lasts."""
-    handles = []
     with ExitStack() as stack:
         for name, tensors in change.tensors.items():
             stack.enter_context(_holding(module.get_submodule(name), tensors))
         for name, part in change.parts.items():
             stack.enter_context(_standing_in(module.get_submodule(name), part))
-        try:
-            for name, positions in change.cleared.items():
-                handles.append(module.get_submodule(name).register_forward_pre_hook(_clear(positions)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        for name, positions in change.cleared.items():
+            stack.enter_context(module.get_submodule(name).register_forward_pre_hook(_clear(positions)))
+        yield
 
 
 def called(layer: nn.Module, tensors: Mapping[str, Tensor], taken: Tensor) -> Tensor:

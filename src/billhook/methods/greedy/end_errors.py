@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from billhook.compensation.moments import evaluating
 from billhook.methods.greedy.changes import Changes, Running, applied
 from billhook.methods.greedy.config import Tap
+from billhook.methods.greedy.layer_errors import evaluated
 from billhook.methods.greedy.shrinking import Loss
 
 HELD = 1 << 28
@@ -60,19 +62,17 @@ class SharedPrefix:
 
             return keep
 
-        handles = [self._parts[name].register_forward_hook(hook(name)) for name in self._needed]
-        try:
+        with ExitStack() as hooks:
+            for name in self._needed:
+                hooks.enter_context(self._parts[name].register_forward_hook(hook(name)))
             output: Tensor = self.module(images)
-            return output
-        finally:
-            for handle in handles:
-                handle.remove()
+        return output
 
     def run(self, images: Tensor, layers: Iterable[str]) -> Tensor:
         """Run what comes after the first of these layers, on the images of :meth:`record`."""
         with self._skipping(self._skipped[self._first(layers)]):
             output: Tensor = self.module(images)
-            return output
+        return output
 
     @contextmanager
     def _skipping(self, names: Sequence[str]) -> Iterator[None]:
@@ -114,16 +114,12 @@ class SharedPrefix:
 
             return hook
 
-        handles = []
-        try:
+        with ExitStack() as hooks:
             for name, part in self._parts.items():
                 if name:
-                    handles.append(part.register_forward_pre_hook(begin(name)))
-                    handles.append(part.register_forward_hook(end(name)))
+                    hooks.enter_context(part.register_forward_pre_hook(begin(name)))
+                    hooks.enter_context(part.register_forward_hook(end(name)))
             self.module(example)
-        finally:
-            for handle in handles:
-                handle.remove()
         self._touched = {name for name, (tensor, version) in outputs.items() if tensor._version != version}
         self._calls = {name: calls for name, calls in self._calls.items() if name in outputs}
         return sizes
@@ -188,11 +184,9 @@ class EndErrors:
             shared: Run what they have in common once; otherwise everything for each of them.
         """
         module = self.current.module
-        flags = [(part, part.training) for part in module.modules()]
         sums = torch.zeros(len(candidates) + 1, 2, dtype=torch.float64)
         prefix: SharedPrefix | None = None
-        try:
-            module.eval()
+        with evaluating(module):
             for number, (images, labels) in enumerate(self._portions(module, candidates)):
                 prefix = prefix or SharedPrefix(module, images[:1], [c.layers for c in candidates.values()])
                 with self._tapped(module) as features:
@@ -202,9 +196,6 @@ class EndErrors:
                         with applied(module, change):
                             output = prefix.run(images, change.layers) if shared else module(images)
                         sums[place] += self._error(output, features, labels, target)
-        finally:
-            for part, training in flags:
-                part.training = training
         errors = torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], 0.0).tolist()
         return {name: (errors[0], error) for name, error in zip(candidates, errors[1:], strict=True)}
 
@@ -224,22 +215,16 @@ class EndErrors:
         def hook(part: nn.Module, inputs: tuple[Any, ...]) -> None:
             features[:] = [inputs[0]]
 
-        handle = module.get_submodule(self.head).register_forward_pre_hook(hook)
-        try:
+        with module.get_submodule(self.head).register_forward_pre_hook(hook):
             yield features
-        finally:
-            handle.remove()
 
     def _target(self, number: int, images: Tensor) -> Tensor:
         """The same of the original network; small, and held."""
         if self.power == 1:
             return images.new_zeros(0)
         if number == len(self._targets):
-            flags = [(part, part.training) for part in self.original.modules()]
             with self._tapped(self.original) as features:
-                output = self.original.eval()(images)
-            for part, training in flags:
-                part.training = training
+                output = evaluated(self.original, images)
             self._targets.append((output[:, self.kept] if self.tap == "logits" else features[0]).clone())
         return self._targets[number]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from billhook.compensation.moments import compensable
+from billhook.compensation.moments import compensable, evaluating
 from billhook.methods.greedy.changes import Changes, called, cleared
 from billhook.methods.greedy.current import Current
 from billhook.methods.greedy.shrinking import Loss
@@ -77,22 +78,17 @@ class LayerErrors:
         wanted = {name: list(self._readers[name]) for name in candidates}
         for number, batch in enumerate(self.batches()):
             outputs = self._outputs(number, batch)
-            handles = []
-            try:
+            with ExitStack() as hooks:
                 for name, layers in wanted.items():
                     for layer in layers:
                         if layer in outputs:
                             hook = self._hook(sums, name, layer, candidates[name], outputs[layer])
-                            handles.append(module.get_submodule(layer).register_forward_pre_hook(hook))
+                            hooks.enter_context(module.get_submodule(layer).register_forward_pre_hook(hook))
                 evaluated(module, batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
         found = {}
         for name in candidates:
             errors = [ratios(sums[name, layer]) for layer in wanted[name] if (name, layer) in sums]
-            mean = torch.stack(errors).mean(dim=0) if errors else torch.zeros(2)
-            found[name] = (float(mean[0]), float(mean[1]))
+            found[name] = as_loss(torch.stack(errors).mean(dim=0) if errors else torch.zeros(2))
         return found
 
     def _hook(
@@ -124,7 +120,6 @@ class LayerErrors:
     def _watch(self, batch: Tensor) -> dict[str, Tensor]:
         wrote: dict[str, tuple[Tensor, int]] = {}
         outputs: dict[str, Tensor] = {}
-        handles = []
 
         def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(part: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -146,16 +141,13 @@ class LayerErrors:
 
             return hook
 
-        try:
+        with ExitStack() as hooks:
             for layer in dict.fromkeys(layer for layers in self._readers.values() for layer in layers):
-                handles.append(self.original.get_submodule(layer).register_forward_hook(after(layer)))
+                hooks.enter_context(self.original.get_submodule(layer).register_forward_hook(after(layer)))
             for name, part in self.original.named_modules():
                 if isinstance(part, _BatchNorm) and part.track_running_stats:
-                    handles.append(part.register_forward_hook(normalised(name)))
+                    hooks.enter_context(part.register_forward_hook(normalised(name)))
             evaluated(self.original, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
         return outputs
 
 
@@ -172,12 +164,14 @@ def ratios(sums: Tensor) -> Tensor:
     return sums[:2] / sums[2] if sums[2] > 0 else sums[:2] * 0
 
 
+def as_loss(errors: Tensor) -> Loss:
+    """From ``[2]``."""
+    now, after = errors.tolist()
+    return now, after
+
+
 def evaluated(module: nn.Module, batch: Tensor) -> Tensor:
     """What a network puts out in eval mode; its flags come back as they were."""
-    flags = [(part, part.training) for part in module.modules()]
-    try:
-        output: Tensor = module.eval()(batch)
-        return output
-    finally:
-        for part, training in flags:
-            part.training = training
+    with evaluating(module):
+        output: Tensor = module(batch)
+    return output

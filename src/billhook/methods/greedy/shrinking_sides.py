@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from billhook.methods.base import Outcome
 from billhook.methods.channel_run import ChannelRun
 from billhook.methods.greedy.changes import Changes, Running
 from billhook.methods.greedy.config import Selector
-from billhook.methods.greedy.layer_errors import Held, evaluated, ratios, squares
+from billhook.methods.greedy.layer_errors import Held, as_loss, evaluated, ratios, squares
 from billhook.methods.greedy.shrinking import Batches, Loss
 from billhook.methods.kept import Kept
 from billhook.models import place
@@ -238,8 +239,7 @@ class ConvErrors:
                 return hook
 
             _hooked(self.current.module, batch, {layer: compare(layer) for layer in parts})
-        return {name: (float(now), float(after)) for name, (now, after) in
-                ((name, ratios(found)) for name, found in sums.items())}  # fmt: skip
+        return {name: as_loss(ratios(found)) for name, found in sums.items()}
 
     def _watch(self, batch: Tensor) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
@@ -258,9 +258,7 @@ _Hook = Callable[[nn.Module, Any, Tensor], None]
 
 
 def _hooked(module: nn.Module, batch: Tensor, hooks: Mapping[str, _Hook]) -> None:
-    handles = [module.get_submodule(layer).register_forward_hook(hook) for layer, hook in hooks.items()]
-    try:
+    with ExitStack() as stack:
+        for layer, hook in hooks.items():
+            stack.enter_context(module.get_submodule(layer).register_forward_hook(hook))
         evaluated(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
