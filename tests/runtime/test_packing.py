@@ -133,6 +133,18 @@ def test_dense_weights_by_tiles():
     assert halves[0, 1, 0].tolist() == [[1, 0], [5, 0], [9, 0], [0, 0]]
 
 
+def test_a_row_of_taps_as_one_run_of_inputs():
+    weight = np.arange(2 * 3 * 2 * 3, dtype=np.float32).reshape(2, 3, 2, 3)
+    plain, run = pack_dense(weight, 2, 1), pack_dense(weight, 2, 1, run=True)
+    assert run.shape == (1, 2, 9, 2)
+    np.testing.assert_array_equal(run.ravel(), plain.ravel())
+    pairs = from_bf16(pack_dense(weight, 2, 1, bf16=True, run=True))
+    assert pairs.shape == (1, 2, 5, 2, 2)
+    # The second pair of the lower row: input 2 of tap 0 and input 0 of tap 1, for both outputs.
+    np.testing.assert_array_equal(pairs[0, 1, 1], [[weight[o, 2, 1, 0], weight[o, 0, 1, 1]] for o in (0, 1)])
+    assert not pairs[:, :, 4, :, 1].any()
+
+
 def test_depthwise_weights_by_vectors():
     weight = np.arange(3 * 4, dtype=np.float32).reshape(3, 1, 2, 2)
     packed = pack_depthwise(weight, 2)

@@ -103,16 +103,20 @@ class Compiler:
         self.target = Target(lanes, bf16)
         self.fused: Fused = fuse(network)
         self.layout: Layout = lay_out(
-            self.fused, lanes, 2 if bf16 else 4, int(bf16), options, narrow=_read_one_by_one(self.fused, network)
+            self.fused, lanes, 2 if bf16 else 4, int(bf16), options, narrow=_read_in_runs(self.fused, network)
         )
         self.weights = {
-            step.name: ConvWeights(network, self.fused, step, self.target)
+            step.name: ConvWeights(network, self.fused, step, self.target, self._run(step))
             for step in self.fused.steps
             if step.kind in ("conv", "depthwise")
         }
         self.facts: dict[str, Facts] = {
             name: weights.facts(threads) for name, weights in self.weights.items() if not weights.depthwise
         }
+
+    def _run(self, step: Step) -> bool:
+        view = self.layout.views[step.inputs[0]]
+        return view.pixel == view.channels and step.window.dilation[1] == 1
 
     def guesses(self) -> dict[str, Choice]:
         """A choice for every convolution, nothing being measured."""
@@ -217,11 +221,14 @@ class Compiler:
         return ProgramStep(kind, values=pack.values if isinstance(pack, Stream) else pack, **more), task
 
 
-def _read_one_by_one(fused: Fused, network: PackedNetwork) -> bool:
-    """Whether the image meets dense convolutions alone, which read its numbers one by one."""
+def _read_in_runs(fused: Fused, network: PackedNetwork) -> bool:
+    """Whether the image meets dense convolutions alone, which read the taps of a row as one run of numbers."""
     readers = [step for step in fused.steps if fused.input in step.reads]
     return fused.output != fused.input and all(
-        step.kind == "conv" and step.groups == 1 and step.weight not in network.packed and step.residual != fused.input
+        step.kind == "conv"
+        and step.groups == step.window.dilation[1] == 1
+        and step.weight not in network.packed
+        and step.residual != fused.input
         for step in readers
     )
 

@@ -16,8 +16,6 @@ ALIGN = 64
 """Bytes; the arena begins at such an address."""
 UNIT = 16
 """Elements: channels of a slice and of a pixel begin at multiples of it."""
-THIN = 4
-"""Elements of a pixel whose channels do not fill a vector."""
 ALIASING = 4096
 """Bytes: addresses that far apart compete for the same lines of the first cache."""
 
@@ -117,7 +115,8 @@ def lay_out(
         size: Bytes of an element.
         type_: Of the elements, as in ``bh_view``.
         options: See there.
-        narrow: The image is only read number by number: its few channels are not filled up to a vector.
+        narrow: The image is only read number by number: nothing fills its few channels up to a vector, so that the
+            taps of a row are one run.
     """
     options = options or Options()
     buffers = _Buffers(fused)
@@ -129,9 +128,10 @@ def lay_out(
     whole = buffers.distinct()
     image = buffers.of[fused.input]
     thin = image if narrow and len(image.members) == 1 else None
-    strides = [
-        _up(buffer.channels, THIN) if buffer is thin else _pixel(buffer, lanes, size, options) for buffer in whole
-    ]
+    if thin:
+        # Inputs that are read in pairs may end in the pixel after the last window.
+        thin.halo[3] += 1
+    strides = [buffer.channels if buffer is thin else _pixel(buffer, lanes, size, options) for buffer in whole]
     sizes = [
         (b.halo[0] + b.height + b.halo[2]) * (b.halo[1] + b.width + b.halo[3]) * pixel * size
         for b, pixel in zip(whole, strides, strict=True)

@@ -230,7 +230,9 @@ def _stream(
 
 
 # ---------------------------------------------------------------------- dense
-def pack_dense(weight: NDArray[np.float32], lanes: int, vectors: int, bf16: bool = False) -> NDArray[Any]:
+def pack_dense(
+    weight: NDArray[np.float32], lanes: int, vectors: int, bf16: bool = False, run: bool = False
+) -> NDArray[Any]:
     """``[O, I, kh, kw]`` as ``[ceil(O / VL), kh kw, I, VL]``; bf16 as bits: ``[.., ceil(I / 2), VL, 2]``.
 
     Args:
@@ -238,7 +240,11 @@ def pack_dense(weight: NDArray[np.float32], lanes: int, vectors: int, bf16: bool
         lanes: L.
         vectors: V, of one tile.
         bf16: Inputs in pairs.
+        run: A row of taps is one run of inputs: the weight counts as ``[O, kw I, kh, 1]``.
     """
+    if run and weight.ndim == 4:
+        outputs, inputs, down, along = weight.shape
+        weight = weight.transpose(0, 3, 1, 2).reshape(outputs, along * inputs, down, 1)
     outputs, inputs = weight.shape[:2]
     taps = math.prod(weight.shape[2:])
     wide = vectors * lanes

@@ -41,10 +41,11 @@ class ConvWeights:
         fused: The steps.
         step: The convolution.
         target: The kernels.
+        run: Nothing lies between the pixels that it reads: dense kernels take a row of taps as one run of inputs.
     """
 
-    def __init__(self, network: PackedNetwork, fused: Fused, step: Step, target: Target) -> None:
-        self.network, self.step, self.target = network, step, target
+    def __init__(self, network: PackedNetwork, fused: Fused, step: Step, target: Target, run: bool = False) -> None:
+        self.network, self.step, self.target, self.run = network, step, target, run
         self.channels = fused.shapes[step.inputs[0]][0]
         self.made = fused.shapes[step.output]
         self.packed = network.packed.get(step.weight)
@@ -123,7 +124,7 @@ class ConvWeights:
         if choice is None:
             made = pack_depthwise(self._full, self.target.lanes)
         elif choice.kernel == "dense":
-            made = pack_dense(self._full, self.target.lanes, choice.vectors, self.target.bf16)
+            made = pack_dense(self._full, self.target.lanes, choice.vectors, self.target.bf16, self.run)
         else:
             made = self._stream(choice.slots)
         if keep:
