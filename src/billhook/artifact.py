@@ -44,6 +44,7 @@ HISTORY = "history.jsonl"
 REPORT_DATA = "report_data.npz"
 SIMULATION = "simulation.json"
 BENCH = "bench.json"
+GATES = "gates.safetensors"
 PARTIAL = ".partial"
 FILES = (
     WEIGHTS,
@@ -55,7 +56,7 @@ FILES = (
     SIMULATION,
     BENCH,
     "report.html",
-    "gates.safetensors",
+    GATES,
     "packed.safetensors",
     "model.onnx",
     "model.pt2",

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from billhook.errors import InputError, RunError
+
+_T = TypeVar("_T")  # a tensor, or an array
 
 
 class Journal:
@@ -81,8 +83,8 @@ class Journal:
         return tensors, meta
 
 
-def split_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under ``prefix/``, without it."""
+def split_prefix(tensors: Mapping[str, _T], prefix: str) -> dict[str, _T]:
+    """The tensors, or arrays, under ``prefix/``, without it."""
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + "/")}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from billhook.artifact import GATES
 from billhook.errors import InputError
 from billhook.formats import read_safetensors
-
-FILE = "gates.safetensors"
-"""In a run directory."""
+from billhook.training.checkpoint import split_prefix
 
 
 @dataclass(frozen=True)
@@ -46,24 +44,19 @@ class SavedGates:
         return tensors, {"gates": json.dumps(words)}
 
 
-def _under(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    """The tensors under ``prefix/``, without it."""
-    return {name[len(prefix) + 1 :]: array for name, array in tensors.items() if name.startswith(f"{prefix}/")}
-
-
 def read_gates(directory: str | Path) -> SavedGates:
     """The gates that a run learnt.
 
     Raises:
         InputError: No run, one without gates, or a damaged file.
     """
-    path = Path(directory) / FILE
+    path = Path(directory) / GATES
     if not path.is_file():
-        raise InputError(f"{directory} holds no gates: {FILE} is missing", "name the directory of a chipnet run")
+        raise InputError(f"{directory} holds no gates: {GATES} is missing", "name the directory of a chipnet run")
     tensors, metadata = read_safetensors(path)
     try:
         words = json.loads(metadata["gates"])
-        parts = {kind: _under(tensors, kind) for kind in ("psi", "open")}
+        parts = {kind: split_prefix(tensors, kind) for kind in ("psi", "open")}
         psi = {name: np.asarray(array, dtype=np.float32) for name, array in parts["psi"].items()}
         if not all(array.ndim == 1 and np.isfinite(array).all() for array in psi.values()):
             raise ValueError("a gate is not finite")

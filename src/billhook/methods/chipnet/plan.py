@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from billhook.artifact import GATES
 from billhook.cost.budget import Budget
 from billhook.errors import InputError
 from billhook.methods.base import Outcome, Setting
 from billhook.methods.channel_pruning import ChannelLimits
 from billhook.methods.channel_run import ChannelRun, RemovalPlan
-from billhook.methods.chipnet.file import FILE, SavedGates, read_gates
+from billhook.methods.chipnet.file import SavedGates, read_gates
 from billhook.methods.chipnet.gates import Gates
 from billhook.methods.chipnet.learning import GateLearning, Named
 from billhook.methods.chipnet.losses import BudgetLoss
@@ -136,7 +137,7 @@ class ChipNetPlan(RemovalPlan):
             gamma,
             choice.threshold,
         )
-        outcome.files[FILE] = saved.content()
+        outcome.files[GATES] = saved.content()
         return outcome
 
     def _learn(self, run: ChannelRun, module: nn.Module) -> tuple[Named, float, float]:
