@@ -8,22 +8,36 @@
 namespace billhook {
 namespace BILLHOOK_ISA {
 
-// Residual, activation and storing of R rows by P pixels.
+// Residual, any activation and storing of R rows by P pixels: apart, so that what is usual stays in few instructions.
+template <int R, int P, class T>
+__attribute__((noinline)) void emit_any(const Conv<T> &conv, Place place, const float *sums) {
+    const bh_step &step = conv.step;
+    for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) {
+            const int64_t y = place.y + r, x = place.x + p;
+            const T *other = conv.other ? conv.other + y * conv.other_row + x * conv.other_pixel + place.channel : nullptr;
+            Vec value = load(sums + (r * P + p) * L);
+            if (step.flags & BH_RESIDUAL) value = add(value, load(other));
+            value = activate(value, step.activation);
+            if (step.flags & BH_RESIDUAL_LAST) value = add(value, load(other));
+            store(conv.out + y * conv.out_row + x * conv.out_pixel + place.channel, value);
+        }
+}
+
 template <int R, int P, class T>
 inline void emit_vectors(const Conv<T> &conv, Place place, Vec (&sum)[R][P]) {
-    const bh_step &step = conv.step;
-    BILLHOOK_UNROLL for (int r = 0; r < R; ++r) {
-        const int64_t y = place.y + r;
-        T *out = conv.out + y * conv.out_row + place.x * conv.out_pixel + place.channel;
-        const T *other = conv.other ? conv.other + y * conv.other_row + place.x * conv.other_pixel + place.channel : nullptr;
-        BILLHOOK_UNROLL for (int p = 0; p < P; ++p) {
-            Vec value = sum[r][p];
-            if (step.flags & BH_RESIDUAL) value = add(value, load(other + p * conv.other_pixel));
-            value = conv.simple ? min(set1(conv.high), max(set1(conv.low), value)) : activate(value, step.activation);
-            if (step.flags & BH_RESIDUAL_LAST) value = add(value, load(other + p * conv.other_pixel));
-            store(out + p * conv.out_pixel, value);
-        }
+    if (conv.other || !conv.simple) {
+        alignas(64) float sums[R * P * L];
+        BILLHOOK_UNROLL for (int r = 0; r < R; ++r)
+            BILLHOOK_UNROLL for (int p = 0; p < P; ++p) store(sums + (r * P + p) * L, sum[r][p]);
+        emit_any<R, P>(conv, place, sums);
+        return;
     }
+    const Vec low = set1(conv.low), high = set1(conv.high);
+    T *out = conv.out + place.y * conv.out_row + place.x * conv.out_pixel + place.channel;
+    BILLHOOK_UNROLL for (int r = 0; r < R; ++r)
+        BILLHOOK_UNROLL for (int p = 0; p < P; ++p)
+            store(out + r * conv.out_row + p * conv.out_pixel, min(high, max(low, sum[r][p])));
 }
 
 // K by K taps, stride 1, no dilation.
