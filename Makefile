@@ -79,5 +79,5 @@ $(DEV): | $(BIN)/python
 
 $(FULL): | $(BIN)/python
 	@echo "installing billhook, its dependencies, the tools of its tests, torchvision and timm into .venv"
-	@$(INSTALL) --constraint constraints.txt --editable ".[prune,dev,torchvision,timm,onnx]"
+	@$(INSTALL) --constraint constraints.txt --editable ".[prune,dev,torchvision,timm,bench]"
 	@rm -f .venv/.billhook-* && touch $@

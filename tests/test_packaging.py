@@ -232,7 +232,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
     declared = {requirement(text) for text in PROJECT["dependencies"] + extras["prune"] + extras["tensorboard"]}
     assert used == declared
     # The ONNX packages are loaded by name where they are installed: to time networks, and to test what was exported.
-    assert set(extras) == {"prune", "tensorboard", "dev", "onnx"} | ON_REQUEST
+    assert set(extras) == {"prune", "tensorboard", "dev", "onnx", "bench"} | ON_REQUEST
     assert {requirement(text) for name in ON_REQUEST for text in extras[name]} == ON_REQUEST
 
 
@@ -313,7 +313,7 @@ def test_make_installs_as_much_as_is_asked_for(tmp_path):
         plans = {target: plan_of(target, folder=tmp_path) for target in ("demo", "test", "test-full", "check")}
         return {target: "".join(re.findall(r'--editable "(.*)"', plan)) for target, plan in plans.items()}
 
-    full = ".[prune,dev,torchvision,timm,onnx]"
+    full = ".[prune,dev,torchvision,timm,bench]"
     assert installs() == {"demo": ".[prune]", "test": ".[prune,dev]", "test-full": full, "check": ".[prune,dev]"}
     stamp = next(word for word in plan_of("test-full", folder=tmp_path).split() if "/.billhook-full-" in word)
     (tmp_path / stamp).touch()

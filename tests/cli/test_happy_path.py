@@ -579,9 +579,12 @@ def test_demo(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ),
     )
     monkeypatch.setattr(demo, "prune", lambda *given, **named: prune(*given, **(named | {"epochs": 1})))
+    monkeypatch.setattr(demo, "SECONDS", 0.02)
     outcome = cli("demo", "--out", "demo")
     assert outcome.code == 0
     assert (tmp_path / "demo" / "pruned" / "report.html").is_file()
+    assert (tmp_path / "demo" / "pruned" / "bench.json").is_file()
     assert "budget sparsity>=80.00%" in outcome.out
+    assert "1 image at a time, 1 thread; milliseconds" in outcome.out
     suggested = next(line for line in outcome.out.splitlines() if line.startswith("try:"))
     assert command(*suggested.split()[2:]) == 0

@@ -6,7 +6,11 @@ The processes that time engines import this package too: what it needs for a who
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from billhook.bench.jobs import Subject, Timed, time_together
+    from billhook.bench.story import bench
 
 _PUBLIC = {
     "Subject": "billhook.bench.jobs",

@@ -32,6 +32,7 @@ class Subject:
         source: A packed file for ``billhook``, a run directory for ``torch``, an ONNX file for all others.
         precision: ``f32``, ``bf16``, or None for what the engine chooses.
         model: For ``torch``: the spec of a run of your own code.
+        threads: Other than those that all have in common.
     """
 
     engine: str
@@ -39,6 +40,7 @@ class Subject:
     source: str
     precision: str | None = None
     model: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

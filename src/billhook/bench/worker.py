@@ -34,7 +34,7 @@ def _open(subject: Subject, job: Mapping[str, Any]) -> Engine:
         from billhook.bench.networks import networks_of
 
         network = networks_of(subject.source, subject.model).modules[subject.network]
-    return open_engine(subject.engine, network, image, job["threads"], subject.precision)
+    return open_engine(subject.engine, network, image, subject.threads or job["threads"], subject.precision)
 
 
 def _subjects(job: Mapping[str, Any]) -> list[Subject]:

@@ -164,19 +164,20 @@ def open_engine(
     return engine
 
 
-def write_onnx(module: nn.Module, shape: Sequence[int], path: Path) -> Path:
+def write_onnx(module: nn.Module, shape: Sequence[int], path: Path, opset: int | None = None) -> Path:
     """The network as an ONNX file for inputs of one shape, BatchNorm folded.
 
     Args:
         module: On the CPU.
         shape: [N, C, H, W].
         path: The file.
+        opset: Version of the operators, for engines that stopped reading new ones; None: the exporter's choice.
     """
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), (torch.zeros(*shape),), str(path), dynamo=False, input_names=["image"], output_names=["y"]
+            module.eval(), (torch.zeros(*shape),), str(path), dynamo=False, opset_version=opset, input_names=["image"]
         )
     return path
