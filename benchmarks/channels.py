@@ -8,91 +8,64 @@ skipped when it is there already. Test images are read once, at the end of each 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from billhook.api import run_recipe
-from billhook.progress import RichProgress
-from billhook.recipe import make_recipe
-from billhook.rundir import RunDirectory
+from cells import Cell, Summary, accuracies, left, make_parser, make_runs, print_runs
 
-PROTOCOLS = {"quick": {"limit_train": 5000, "epochs": 10}, "standard": {"limit_train": 15000, "epochs": 30}}
 BASELINES = ("random", "l1", "l2", "fpgm", "slimming", "taylor", "activation")
 PETS = ("cat", "dog", "horse")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run.
+class Step(Cell):
+    """One run, which may stand on another.
 
     Attributes:
-        name: Of its directory.
-        protocol: ``quick`` or ``standard``.
-        method: With its settings.
-        budget: One inequality; ``{bytes}`` stands for the size of the file of the cell ``equals``.
-        classes: Kept classes; empty: all ten.
         after: The cell whose network is pruned further; None: the dense network.
-        equals: The cell whose file must not be exceeded.
+        equals: The cell whose file must not be exceeded: ``{bytes}`` in the budget stands for its size.
         share: Of the protocol's epochs; two runs in a row share one protocol.
+        train: Further fields of the training recipe.
     """
 
-    name: str
-    protocol: str
-    method: dict[str, Any]
-    budget: str
-    classes: tuple[str, ...] = ()
     after: str | None = None
     equals: str | None = None
     share: float = 1.0
     train: dict[str, Any] = field(default_factory=dict)
 
-    def recipe(self, root: Path, out: Path, threads: int | None, control: str) -> dict[str, Any]:
-        protocol = PROTOCOLS[self.protocol]
-        size = ""
+    def recipe(self, root: Path, out: Path) -> dict[str, Any]:
+        recipe = super().recipe(root, out)
+        recipe["train"] = {"epochs": self.share * recipe["train"]["epochs"]} | self.train
         if self.equals is not None:
-            size = str(json.loads((out / self.equals / "summary.json").read_text())["pruned"]["bytes"])
-        data: dict[str, Any] = {"source": str(root / "cifar10"), "limit_train": protocol["limit_train"]}
-        if self.classes:
-            data["classes"] = list(self.classes)
-        origin: dict[str, Any] = {
-            "model": "resnet56",
-            "weights": str(root / "weights" / "cifar10_resnet56.safetensors"),
-        }
+            size = json.loads((out / self.equals / "summary.json").read_text())["pruned"]["bytes"]
+            recipe["budget"] = [self.budget.format(bytes=size)]
         if self.after is not None:
-            origin = {"model": str(out / self.after)}
-        return origin | {
-            "data": data,
-            "method": self.method,
-            "budget": [self.budget.format(bytes=size)],
-            "train": {"epochs": self.share * protocol["epochs"]} | self.train,
-            "seed": 0,
-            "threads": threads,
-            "control": control,
-        }
+            del recipe["weights"]
+            recipe["model"] = str(out / self.after)
+        return recipe
 
 
-def cells(best: str) -> list[Cell]:
-    baselines = [Cell(f"{name}-quick", "quick", {"name": name}, "macs<=50%") for name in BASELINES]
+def cells(best: str) -> list[Step]:
+    baselines = [Step(f"{name}-quick", "quick", {"name": name}, "macs<=50%") for name in BASELINES]
     variants = [
-        Cell("l1-uniform-quick", "quick", {"name": "l1", "scope": "uniform"}, "macs<=50%"),
-        Cell("taylor-rounds-quick", "quick", {"name": "taylor", "rounds": 5}, "macs<=50%"),
-        Cell("slimming-no-penalty-quick", "quick", {"name": "slimming", "penalty": False}, "macs<=50%"),
+        Step("l1-uniform-quick", "quick", {"name": "l1", "scope": "uniform"}, "macs<=50%"),
+        Step("taylor-rounds-quick", "quick", {"name": "taylor", "rounds": 5}, "macs<=50%"),
+        Step("slimming-no-penalty-quick", "quick", {"name": "slimming", "penalty": False}, "macs<=50%"),
     ]
-    longer = [Cell(f"{best}-standard", "standard", {"name": best}, "macs<=50%")]
+    longer = [Step(f"{best}-standard", "standard", {"name": best}, "macs<=50%")]
     crisp = {"name": "crisp", "nm": "2:4", "block": 16}
+    channels = {"name": best, "round_to": 4}
     pets = [
-        Cell("pets-crisp", "quick", crisp, "sparsity>=90%", PETS),
-        Cell("pets-channels", "quick", {"name": best, "round_to": 4}, "params<=50%", PETS, share=0.4),
-        Cell(
+        Step("pets-crisp", "quick", crisp, "sparsity>=90%", classes=PETS),
+        Step("pets-channels", "quick", channels, "params<=50%", classes=PETS, share=0.4),
+        Step(
             "pets-channels-crisp",
             "quick",
             crisp,
             "bytes<={bytes}B",
-            PETS,
+            classes=PETS,
             after="pets-channels",
             equals="pets-crisp",
             share=0.6,
@@ -101,45 +74,21 @@ def cells(best: str) -> list[Cell]:
     return [*baselines, *variants, *longer, *pets]
 
 
-def row(name: str, summary: dict[str, Any]) -> list[str]:
-    dense, control, pruned = summary["dense"], summary["dense_finetuned"], summary["pruned"]
-    return [
-        name,
-        f"{100 * dense['top1_kept']:.2f}",
-        f"{100 * control['top1_kept']:.2f}" if control else "",
-        f"{100 * pruned['top1_kept']:.2f}",
-        f"{100 * pruned['macs'] / dense['macs']:.2f}",
-        f"{100 * pruned['params'] / dense['params']:.2f}",
-        f"{pruned['bytes'] / 1e3:.1f}",
-        f"{summary['seconds']['total']:.0f}",
-    ]
+def row(cell: Step, summary: Summary) -> list[str]:
+    size, seconds = f"{summary['pruned']['bytes'] / 1e3:.1f}", f"{summary['seconds']['total']:.0f}"
+    return [cell.name, *accuracies(summary), left(summary, "macs"), left(summary, "params"), size, seconds]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/channels"))
-    parser.add_argument("--only", default="", help="run only cells whose name holds that text")
+    parser = make_parser(__doc__, "runs/channels")
     parser.add_argument("--best", default="taylor", help="the baseline that goes on: best on validation images")
-    parser.add_argument("--threads", type=int)
     parser.add_argument("--control", default="run", help="none: without the fine-tuned dense network (half the time)")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     arguments = parser.parse_args()
-    root, out = Path(os.environ["BILLHOOK_DATA"]), arguments.out
-    for cell in cells(arguments.best):
-        place = RunDirectory(out / cell.name)
-        if arguments.table or arguments.only not in cell.name or place.finished:
-            continue
-        print(f"== {cell.name}", flush=True)
-        recipe = make_recipe(cell.recipe(root, out, arguments.threads, arguments.control))
-        resume = place.partial is not None and place.partial.is_dir()
-        run_recipe(recipe, out=place.directory, resume=resume, progress=RichProgress())
-    header = ["cell", "dense", "fine-tuned", "pruned", "MACs %", "params %", "kB", "seconds"]
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for cell in cells(arguments.best):
-        path = out / cell.name / "summary.json"
-        if path.is_file():
-            print("| " + " | ".join(row(cell.name, json.loads(path.read_text()))) + " |")
+    chosen = cells(arguments.best)
+    make_runs(chosen, arguments, control=arguments.control)
+    print_runs(
+        ["cell", "dense", "fine-tuned", "pruned", "MACs %", "params %", "kB", "seconds"], chosen, arguments.out, row
+    )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,10 @@ training step with gates (crispness, budget and schedules included) against the 
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,60 +21,29 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from billhook.api import run_recipe
 from billhook.cost.budget import parse_budgets
 from billhook.methods import count_network
 from billhook.methods.channel_pruning import channel_cost
 from billhook.methods.chipnet import BudgetLoss, ChipNet, Gates, SoftCost, crispness, lay_out
 from billhook.models import build, open_network, place
-from billhook.progress import RichProgress
-from billhook.recipe import make_recipe
-from billhook.rundir import RunDirectory
 from billhook.training.config import TrainConfig
 from billhook.training.optim import make_optimizer
 from billhook.training.precision import Room
+from cells import Cell, Summary, accuracies, left, make_parser, make_runs, print_runs
 
-PROTOCOLS = {"quick": {"limit_train": 5000, "epochs": 10}, "standard": {"limit_train": 15000, "epochs": 30}}
 BUDGETS = ("macs<=50%", "macs<=25%", "channels<=12.5%")
 EXTREME = ("channels<=6.25%", "volume<=6.25%", "params<=6.25%", "macs<=6.25%")
 SHORT = {"<=": "", "%": "", ".": ""}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run.
+class GateCell(Cell):
+    """One run; ``transfer_from`` in its method names another cell."""
 
-    Attributes:
-        name: Of its directory.
-        protocol: ``quick`` or ``standard``.
-        data: ``cifar10`` or ``cifar100``.
-        method: With its settings; ``transfer_from`` names another cell.
-        budget: One inequality.
-        seed: Of everything random.
-    """
-
-    name: str
-    protocol: str
-    data: str
-    method: dict[str, Any]
-    budget: str
-    seed: int = 0
-
-    def recipe(self, root: Path, out: Path, threads: int | None) -> dict[str, Any]:
-        protocol = PROTOCOLS[self.protocol]
-        method = dict(self.method)
-        if "transfer_from" in method:
-            method["transfer_from"] = str(out / method["transfer_from"])
-        return {
-            "model": "resnet56",
-            "weights": str(root / "weights" / f"{self.data}_resnet56.safetensors"),
-            "data": {"source": str(root / self.data), "limit_train": protocol["limit_train"]},
-            "method": method,
-            "budget": [self.budget],
-            "train": {"epochs": protocol["epochs"]},
-            "seed": self.seed,
-            "threads": threads,
-        }
+    def recipe(self, root: Path, out: Path) -> dict[str, Any]:
+        recipe = super().recipe(root, out)
+        if "transfer_from" in self.method:
+            recipe["method"] = self.method | {"transfer_from": str(out / self.method["transfer_from"])}
+        return recipe
 
 
 def short(budget: str) -> str:
@@ -87,7 +52,7 @@ def short(budget: str) -> str:
     return budget
 
 
-def cells() -> list[Cell]:
+def cells() -> list[GateCell]:
     """Hosts of transferred gates come before those that take them."""
     methods: dict[str, dict[str, Any]] = {
         "chipnet": {"name": "chipnet"},
@@ -97,7 +62,7 @@ def cells() -> list[Cell]:
         "l1": {"name": "l1"},
     }
     made = [
-        Cell(f"{data}-{name}-{short(budget)}-{protocol}", protocol, data, method, budget)
+        GateCell(f"{data}-{name}-{short(budget)}-{protocol}", protocol, method, budget, data=data)
         for protocol in ("quick", "standard")
         for data in ("cifar10", "cifar100")
         for budget in BUDGETS
@@ -105,7 +70,7 @@ def cells() -> list[Cell]:
         if protocol == "quick" or data == "cifar10"
     ]
     made += [
-        Cell(f"{target}-from-{host}{mark}-quick", "quick", target, {"name": "chipnet"} | more, "macs<=50%")
+        GateCell(f"{target}-from-{host}{mark}-quick", "quick", {"name": "chipnet"} | more, "macs<=50%", data=target)
         for host, target in (("cifar100", "cifar10"), ("cifar10", "cifar100"))
         for mark, more in (
             ("", {"transfer_from": f"{host}-chipnet-macs50-quick"}),
@@ -113,26 +78,17 @@ def cells() -> list[Cell]:
         )
     ]
     made += [
-        Cell(f"extreme-{short(budget)}-seed{seed}", "quick", "cifar10", {"name": "chipnet"}, budget, seed)
+        GateCell(f"extreme-{short(budget)}-seed{seed}", "quick", {"name": "chipnet"}, budget, seed=seed)
         for budget in EXTREME
         for seed in range(3)
     ]
     return made
 
 
-def row(name: str, summary: dict[str, Any]) -> list[str]:
-    dense, control, pruned = summary["dense"], summary["dense_finetuned"], summary["pruned"]
+def row(cell: Cell, summary: Summary) -> list[str]:
     (budget,) = summary["budget"]
-    return [
-        name,
-        f"{100 * dense['top1_kept']:.2f}",
-        f"{100 * control['top1_kept']:.2f}" if control else "",
-        f"{100 * pruned['top1_kept']:.2f}",
-        f"{100 * budget['value']:.2f}",
-        f"{100 * pruned['macs'] / dense['macs']:.2f}",
-        f"{100 * pruned['params'] / dense['params']:.2f}",
-        f"{summary['seconds']['total']:.0f}",
-    ]
+    counted = [f"{100 * budget['value']:.2f}", left(summary, "macs"), left(summary, "params")]
+    return [cell.name, *accuracies(summary), *counted, f"{summary['seconds']['total']:.0f}"]
 
 
 # ---------------------------------------------------------------------- the step
@@ -200,32 +156,15 @@ def time_steps(threads: int | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/chipnet"))
-    parser.add_argument("--only", default="", help="run only cells whose name holds that text")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
+    parser = make_parser(__doc__, "runs/chipnet")
     parser.add_argument("--step", action="store_true", help="time the gated step")
     arguments = parser.parse_args()
     if arguments.step:
-        return time_steps(arguments.threads)
-    root, out = Path(os.environ["BILLHOOK_DATA"]), arguments.out
-    for cell in cells():
-        where = RunDirectory(out / cell.name)
-        if arguments.table or arguments.only not in cell.name or where.finished:
-            continue
-        print(f"== {cell.name}", flush=True)
-        recipe = make_recipe(cell.recipe(root, out, arguments.threads))
-        resume = where.partial is not None and where.partial.is_dir()
-        run_recipe(recipe, out=where.directory, resume=resume, progress=RichProgress())
+        time_steps(arguments.threads)
+        return
+    make_runs(cells(), arguments)
     header = ["cell", "dense", "fine-tuned", "pruned", "budget %", "MACs %", "params %", "seconds"]
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
-    for cell in cells():
-        path = out / cell.name / "summary.json"
-        if path.is_file():
-            print("| " + " | ".join(row(cell.name, json.loads(path.read_text()))) + " |")
-    return None
+    print_runs(header, cells(), arguments.out, row)
 
 
 if __name__ == "__main__":
