@@ -19,15 +19,13 @@ from billhook.methods.greedy import greedy_limits
 from billhook.methods.greedy.changes import applied
 from billhook.methods.greedy.goals import Goals
 from billhook.methods.greedy.removable import removable
-from billhook.methods.greedy.search import _Search
 from billhook.methods.greedy.shrinking_sides import kept_shapes, side_names
 from billhook.models import open_network
 from billhook.models.cifar_resnet import CifarResNet
-from billhook.progress import Progress
 from billhook.surgery.channel_cost import QUANTITIES
-from billhook.training.checkpoint import Journal
 from training.small import seeded
 
+from .killed import check_killed_runs
 from .problems import NETWORKS, carry_out, ready
 from .test_greedy_parts import Grouped, images, network
 
@@ -338,40 +336,10 @@ def test_rounds_and_fine_tuning():
     assert plan.steps == pytest.approx((1 - rounds[-1]["images"] / problem.images) * problem.steps, abs=2)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("method", ["hbgs", "hbgts"])
 def test_a_killed_run_goes_on(method, tmp_path, monkeypatch):
     fields = {"epochs": 12.0, "selection": 8, "step": 0.15, "finetune_every": 3, "stale": 2} | POINTWISE
-
-    def prepared():
-        return ready("resnet8", method, "params<=70%", **fields)
-
-    whole = carry_out(prepared())
-    rounds = sum(line["event"] == "round" for line in whole.outcome.history)
-    assert rounds > 6
-    monkeypatch.setattr("billhook.methods.greedy.search.SAVE_EVERY", 0.0)
-    real = _Search._round
-    for stop in (3, rounds - 1):
-        once = prepared()
-        journal = Journal(tmp_path / f"{stop}")
-
-        def dying(self, stop=stop):
-            if self.state.round == stop:
-                raise Killed
-            real(self)
-
-        monkeypatch.setattr(_Search, "_round", dying)
-        with pytest.raises(Killed):
-            once.plan.run(once.setting.problem.network.module, None, journal, Progress(), lambda history: None)
-        monkeypatch.setattr(_Search, "_round", real)
-        again = prepared()
-        outcome = again.plan.run(again.setting.problem.network.module, None, journal, Progress(), lambda history: None)
-        expected, found = whole.outcome.module.state_dict(), outcome.module.state_dict()
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in found)
+    check_killed_runs(lambda: ready("resnet8", method, "params<=70%", **fields), (3, -1), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("method", ["fp-backward", "hbgs"])

@@ -1,7 +1,5 @@
 """Whole runs of the greedy methods on tiny networks: budgets, images paid for, kept classes, resuming."""
 
-import copy
-
 import pytest
 import torch
 
@@ -10,9 +8,8 @@ from billhook.errors import InfeasibleError, Interrupted
 from billhook.methods.greedy import GREEDY_PLANS
 from billhook.methods.greedy.candidates import Candidates
 from billhook.methods.greedy.search import _Search
-from billhook.progress import Progress
-from billhook.training.checkpoint import Journal
 
+from .killed import check_killed_runs
 from .problems import NETWORKS, carry_out, ready
 
 SEARCHES = ("hbgs", "hbgts", "fp-omp-search")
@@ -154,45 +151,10 @@ def test_a_candidate_waits_no_longer_than_it_may(monkeypatch):
     assert not all(some)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("method", ["hbgs", "hbgts"])
 def test_a_killed_run_goes_on(method, tmp_path, monkeypatch):
     fields = {"epochs": 12.0, "calibration": 8, "selection": 8, "step": 2, "finetune_every": 3, "stale": 2}
-
-    def prepared():
-        return ready("tiny", method, "params<=40%", **fields)
-
-    whole = carry_out(prepared())
-    rounds = sum(line["event"] == "round" for line in whole.outcome.history)
-    assert rounds > 6
-    monkeypatch.setattr("billhook.methods.greedy.search.SAVE_EVERY", 0.0)
-    real = _Search._round
-
-    for stop in (2, 5, rounds - 1):
-        once = prepared()
-        module = copy.deepcopy(once.setting.problem.network.module)
-        journal = Journal(tmp_path / f"{stop}")
-
-        def dying(self, stop=stop):
-            if self.state.round == stop:
-                raise Killed
-            real(self)
-
-        monkeypatch.setattr(_Search, "_round", dying)
-        with pytest.raises(Killed):
-            once.plan.run(module, None, journal, Progress(), lambda history: None)
-        monkeypatch.setattr(_Search, "_round", real)
-        again = prepared()
-        outcome = again.plan.run(again.setting.problem.network.module, None, journal, Progress(), lambda history: None)
-        expected, found = whole.outcome.module.state_dict(), outcome.module.state_dict()
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in found)
-        chosen = [[line["group"] for line in history if line["event"] == "round"]
-                  for history in (whole.outcome.history, outcome.history)]  # fmt: skip
-        assert chosen[0] == chosen[1]
+    check_killed_runs(lambda: ready("tiny", method, "params<=40%", **fields), (2, 5, -1), tmp_path, monkeypatch)
 
 
 def test_an_interruption_ends_after_a_round(monkeypatch):
