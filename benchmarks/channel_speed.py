@@ -22,7 +22,7 @@ from billhook.cost import count
 from billhook.cost.budget import parse_budgets
 from billhook.methods import count_network
 from billhook.methods.channel_choice import choose_channels
-from billhook.methods.channel_pruning import channel_cost
+from billhook.methods.channel_limits import channel_cost
 from billhook.methods.floor import Floor
 from billhook.models import open_network
 from billhook.scores import channel_scores, normalised

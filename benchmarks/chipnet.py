@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from billhook.cost.budget import parse_budgets
 from billhook.methods import count_network
-from billhook.methods.channel_pruning import channel_cost
+from billhook.methods.channel_limits import channel_cost
 from billhook.methods.chipnet import BudgetLoss, ChipNet, Gates, SoftCost, crispness, lay_out
 from billhook.models import build, open_network, place
 from billhook.training.config import TrainConfig

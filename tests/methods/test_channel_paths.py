@@ -10,8 +10,8 @@ from torch import nn
 from billhook.cost.budget import parse_budgets
 from billhook.methods import count_network
 from billhook.methods.channel_choice import choose_channels, smallest
+from billhook.methods.channel_limits import channel_cost
 from billhook.methods.channel_paths import Passage, has_path, with_paths
-from billhook.methods.channel_pruning import channel_cost
 from billhook.models import build, open_network
 from billhook.surgery import plan_channels, remove_channels
 

@@ -10,7 +10,7 @@ from torch import nn
 from billhook.cost.budget import parse_budgets
 from billhook.methods import CHANNEL_METHODS, METHODS, make_config
 from billhook.methods.channel_choice import smallest
-from billhook.methods.channel_pruning import channel_cost
+from billhook.methods.channel_limits import channel_cost
 from billhook.methods.counted import count_network
 from billhook.methods.floor import Floor
 from billhook.methods.greedy import GREEDY_PLANS

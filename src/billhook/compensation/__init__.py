@@ -3,7 +3,14 @@
 from billhook.compensation.backward import backward_on_gram, fp_backward
 from billhook.compensation.matrices import group_filters, input_slices, output_filters
 from billhook.compensation.moments import Moments, collect_moments
-from billhook.compensation.next_layer import ReaderMap, absorb, absorbed, fit_reader, select_by_activations
+from billhook.compensation.next_layer import (
+    ReaderMap,
+    absorb,
+    absorbed,
+    fit_reader,
+    select_by_activations,
+    taken_up,
+)
 from billhook.compensation.omp import fp_omp
 from billhook.compensation.pointwise import Pointwise, Side, opened
 from billhook.compensation.pointwise_network import (
@@ -46,4 +53,5 @@ __all__ = [
     "prunable_convolutions",
     "select_by_activations",
     "shape_pointwise",
+    "taken_up",
 ]

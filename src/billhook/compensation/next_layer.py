@@ -140,22 +140,43 @@ def absorb(module: nn.Module, group: ChannelGroup, maps: Iterable[ReaderMap]) ->
     Raises:
         UsageError: A map of a layer that does not read the group.
     """
-    members = {member.layer: member for member in compensable(module, group)}
     with torch.no_grad():
-        for fitted in maps:
-            if fitted.layer not in members:
-                raise UsageError(f"'{fitted.layer}' cannot make up for channels of '{group.name}'")
-            layer = cast(_ConvNd | nn.Linear, module.get_submodule(fitted.layer))
-            weight, shift = absorbed(layer, members[fitted.layer].index, fitted)
-            layer.weight.copy_(weight)
-            if shift is None or fitted.shift is None:
-                continue
-            target = module.get_submodule(fitted.shift)
-            if isinstance(target, _BatchNorm):
-                # (y + shift) less its mean is y less the mean that was.
-                cast(Tensor, target.running_mean).sub_(shift)
-            else:
-                cast(Tensor, target.bias).add_(shift)
+        for name, tensors in taken_up(module, group, maps).items():
+            part = module.get_submodule(name)
+            for key, tensor in tensors.items():
+                cast(Tensor, getattr(part, key)).copy_(tensor)
+
+
+def taken_up(module: nn.Module, group: ChannelGroup, maps: Iterable[ReaderMap]) -> dict[str, dict[str, Tensor]]:
+    """Tensors of the network when the readers of a group make removed channels up; nothing is changed.
+
+    Args:
+        module: The network that the maps were fitted on.
+        group: The channel group.
+        maps: Of some or all of its readers.
+
+    Returns:
+        New weights, and the biases or running means that take constants up: layer → name → tensor.
+
+    Raises:
+        UsageError: A map of a layer that does not read the group.
+    """
+    members = {member.layer: member for member in compensable(module, group)}
+    found: dict[str, dict[str, Tensor]] = {}
+    for fitted in maps:
+        if fitted.layer not in members:
+            raise UsageError(f"'{fitted.layer}' cannot make up for channels of '{group.name}'")
+        layer = cast(_ConvNd | nn.Linear, module.get_submodule(fitted.layer))
+        weight, shift = absorbed(layer, members[fitted.layer].index, fitted)
+        found.setdefault(fitted.layer, {})["weight"] = weight
+        if shift is None or fitted.shift is None:
+            continue
+        target = module.get_submodule(fitted.shift)
+        # (y + shift) less its mean is y less the mean that was.
+        name, sign = ("running_mean", -1) if isinstance(target, _BatchNorm) else ("bias", 1)
+        before = cast(Tensor, getattr(target, name)).detach()
+        found.setdefault(fitted.shift, {})[name] = before + sign * shift.to(before)
+    return found
 
 
 def absorbed(layer: _ConvNd | nn.Linear, index: Indices, fitted: ReaderMap) -> tuple[Tensor, Tensor | None]:

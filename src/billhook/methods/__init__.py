@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 from billhook.errors import UsageError, nearest
 from billhook.methods.base import Limits, Method, Outcome, Plan, Setting
-from billhook.methods.channel_pruning import CHANNEL_CONFIGS, ChannelLimits, ChannelPruningPlan
+from billhook.methods.channel_limits import ChannelLimits
+from billhook.methods.channel_pruning import CHANNEL_CONFIGS, ChannelPruningPlan
 from billhook.methods.chipnet import ChipNet, ChipNetPlan
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.crisp import CRISP, BlockOnly, NMOnly

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 from pydantic import Field, create_model
@@ -15,17 +14,16 @@ from billhook.cost.budget import Budget
 from billhook.data import ImageSet
 from billhook.methods.base import Outcome, Setting
 from billhook.methods.channel_choice import Scope, choose_channels
+from billhook.methods.channel_limits import ChannelLimits, channel_cost
 from billhook.methods.channel_run import ChannelRun, RemovalPlan
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.floor import RemovalConfig
-from billhook.methods.group_limits import Choose, GroupLimits
 from billhook.methods.kept import Kept, how_many
 from billhook.methods.slimming import L1Scales, strength
 from billhook.models import place
 from billhook.problem import Problem
 from billhook.scores import ChannelScore, channel_scores, normalised, saliency_images, without_batchnorm
-from billhook.surgery import ChannelPlan, Grouping, plan_channels
-from billhook.surgery.channel_cost import ChannelCost
+from billhook.surgery import ChannelPlan, plan_channels
 
 IMAGES_SHARE = 0.2
 """Scoring may use at most this share of the images that the run may train on."""
@@ -69,56 +67,6 @@ def config_of(score: ChannelScore) -> type[ChannelConfig]:
 
 
 CHANNEL_CONFIGS: dict[str, type[ChannelConfig]] = {score: config_of(score) for score in get_args(ChannelScore)}
-
-
-class ChannelLimits(GroupLimits):
-    """Which channels can be removed, and what the budgets count on them; groups are channel groups.
-
-    Args:
-        counted: The network.
-        budgets: The inequalities; may be none.
-        config: Of the method.
-
-    Raises:
-        InputError: There are budgets, and no channel that could go.
-        UsageError: A budget that the method cannot move.
-    """
-
-    def find_groups(self) -> Grouping:
-        """The channel groups."""
-        return self.counted.groups()
-
-    @cached_property
-    def cost(self) -> ChannelCost:
-        """What the network costs with fewer channels; worked out when it is asked for."""
-        return channel_cost(self.counted)
-
-    def milliseconds(self, kept: Kept) -> float:
-        """On this machine, when the groups keep these channels."""
-        return self.clock.without(self.counted.network.module, self.counted, kept)
-
-    def in_macs_of(self, smaller: Counted, cost: ChannelCost, choose: Choose) -> tuple[Budget, ...]:
-        """:meth:`in_macs` for a network that has lost channels already.
-
-        Args:
-            smaller: The network.
-            cost: What it costs with fewer channels.
-            choose: Channels of it that stay under further budgets.
-
-        Raises:
-            InfeasibleError: The smallest is too slow.
-        """
-
-        def milliseconds(kept: Kept) -> float:
-            return self.clock.without(smaller.network.module, smaller, kept)
-
-        return self._in_macs(choose, cost.grouping, cost, milliseconds)
-
-
-def channel_cost(counted: Counted) -> ChannelCost:
-    """What the network costs with fewer channels, its head as delivered."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in counted.network.module.state_dict().items()}
-    return ChannelCost(counted.delivered, counted.groups(), counted.file_bytes({}), shapes=shapes)
 
 
 class ChannelPruningPlan(RemovalPlan):

@@ -43,6 +43,7 @@ class GateLearning(Plugin):
         problem: Images and transforms.
         room: Device, precision, processes.
         steps: Of the phase.
+        rate: The gates' learning rate.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from billhook.artifact import GATES
 from billhook.cost.budget import Budget
 from billhook.errors import InputError
 from billhook.methods.base import Outcome, Setting
-from billhook.methods.channel_pruning import ChannelLimits
+from billhook.methods.channel_limits import ChannelLimits
 from billhook.methods.channel_run import ChannelRun, RemovalPlan
 from billhook.methods.chipnet.file import SavedGates, read_gates
 from billhook.methods.chipnet.gates import Gates

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from billhook.compensation import (
     Moments,
     ReaderMap,
-    absorbed,
     collect_moments,
     fit_reader,
     fp_backward,
     fp_omp,
     group_filters,
     select_by_activations,
+    taken_up,
 )
 from billhook.compensation.gram import Scaled, first_best
 from billhook.compensation.moments import compensable
@@ -246,23 +243,10 @@ def changes(module: nn.Module, group: ChannelGroup, candidate: Candidate) -> Cha
         group: The group that loses channels.
         candidate: What is left of it.
     """
-    members = {member.layer: member for member in compensable(module, group)}
-    found = Changes()
-    for fitted in candidate.maps:
-        layer = cast(_ConvNd | nn.Linear, module.get_submodule(fitted.layer))
-        weight, shift = absorbed(layer, members[fitted.layer].index, fitted)
-        found.tensors.setdefault(fitted.layer, {})["weight"] = weight
-        if shift is None or fitted.shift is None:
-            continue
-        target = module.get_submodule(fitted.shift)
-        if isinstance(target, _BatchNorm):
-            mean = cast(Tensor, target.running_mean)
-            found.tensors.setdefault(fitted.shift, {})["running_mean"] = mean - shift.to(mean)
-        else:
-            bias = cast(Tensor, target.bias).detach()
-            found.tensors.setdefault(fitted.shift, {})["bias"] = bias + shift.to(bias)
+    weighted = {member.layer for member in compensable(module, group)}
+    found = Changes(taken_up(module, group, candidate.maps))
     gone = np.setdiff1d(np.arange(group.channels), candidate.kept)
     for member in group.readers:
-        if member.layer not in members and member.dim is None:
+        if member.layer not in weighted and member.dim is None:
             found.cleared[member.layer] = torch.from_numpy(member.positions(gone))
     return found

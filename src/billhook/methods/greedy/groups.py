@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from billhook.cost.budget import Budget
 from billhook.methods.base import Outcome
+from billhook.methods.channel_limits import ChannelLimits
 from billhook.methods.channel_paths import Passage, has_path
-from billhook.methods.channel_pruning import ChannelLimits
 from billhook.methods.channel_run import ChannelRun
 from billhook.methods.counted import Counted
 from billhook.methods.greedy.candidates import Candidate, Candidates, changes
