@@ -246,7 +246,7 @@ class Bench:
             print(f"({engine} is not installed)")
             return []
         theirs = [Subject(engine, "net", str(case.onnx), "f32")]
-        if engine == "openvino":
+        if engine == "openvino" and any(other != "f32" for _, other in wanted):
             theirs.append(Subject(engine, "net", str(case.onnx)))
         ours = [
             Subject(OURS, "net", str(case.packed), p) for p in our_precisions() if any(p == key[0] for key in wanted)

@@ -220,6 +220,34 @@ def test_no_run(tmp_path: Path) -> None:
         bench(tmp_path, **QUICK)
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.filterwarnings("ignore:billhook's native library")
+def test_numpy_runs_ours_where_nothing_was_compiled(run_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_load", lambda: (None, "it was not built"))
+    document = bench(run_directory, against=["torch"], per_layer=True, **QUICK)
+    ours = [(row["network"], row["precision"]) for row in document["rows"] if row["engine"] == OURS]
+    assert ours == [("dense", "f32"), ("pruned", "f32")]
+    assert (
+        "billhook takes the slow path, numpy: the native library is not there (it was not built)" in document["notes"]
+    )
+    assert document["layers"] == []
+
+
+@pytest.mark.usefixtures("here")
+def test_a_trained_network_has_dense_rows_alone(tmp_path: Path) -> None:
+    from billhook.cli import run
+
+    train = ["train", "tinycnn", "--data", "digits", "--epochs", "0.2", "--quiet", "--out", str(tmp_path / "dense")]
+    assert run(train) == 0
+    document = bench(tmp_path / "dense", against=["torch"], **QUICK)
+    assert {row["network"] for row in document["rows"]} == {"dense"}
+    summary = json.loads((tmp_path / "dense" / "summary.json").read_text())
+    assert summary["pruned"] is None
+    assert summary["dense"]["latency_ms"] > 0
+    sizes = {row["engine"]: row["file_bytes"] for row in document["rows"]}
+    assert sizes["torch"] == summary["dense"]["bytes"]
+
+
 # The command
 
 

@@ -74,31 +74,14 @@ def bench(
     networks = networks_of(directory, model)
     threads = threads or all_cores()
     setup = Setup((batch, *networks.shape), threads, BLOCKS, seconds / BLOCKS)
-    measured = Measured()
     document: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = _Work(directory, Path(folder), networks, setup, model, progress, notes)
-        for other in chosen or [""]:
-            progress.say(f"timing {OURS}{' against ' + other if other else ''}")
-            timed, failed = jobs.time_together(work.pair(other), setup)
-            measured.pairs[other] = timed
-            notes += [text for text in failed if text not in notes]
-        if not any(measured.pairs.values()):
-            raise RunError("no engine runs the network", "; ".join(notes))
-        homes = measured.homes()
-        if memory:
-            progress.say("measuring memory")
-        for key in homes:
-            subject = work.subject(key)
-            measured.bytes[key] = work.bytes(subject)
-            if memory:
-                peak = jobs.peak_memory(subject, setup)
-                if peak is not None:
-                    measured.memory[key] = peak
-        if per_layer and native.available():
-            document["layers"] = [
-                {"network": key[1]} | jobs.layers(work.subject(key), setup) for key in homes if key[0] == OURS
-            ]
+        measured = work.measure(chosen, memory)
+        if per_layer:
+            document["layers"] = work.layers(measured)
+    if BASE not in measured.homes():
+        notes.append("without ONNX Runtime there are no ratios to the dense network in it")
     document = {
         "rows": rows(measured, batch, threads),
         "comparisons": comparisons(measured.pairs),
@@ -108,8 +91,6 @@ def bench(
         "seconds_per_row": seconds,
         "environment": describe_environment(),
     }
-    if BASE not in homes:
-        notes.append("without ONNX Runtime there are no ratios to the dense network in it")
     artifact.write_json(directory / artifact.BENCH, document)
     fill(directory, document)
     write_report(directory)
@@ -154,6 +135,38 @@ class _Work:
         self.directory, self.folder, self.networks, self.setup = directory, folder, networks, setup
         self.model, self.progress, self.notes = model, progress, notes
         self.packed = self._packed()
+        if self.packed and not native.available():
+            notes.append(f"{OURS} takes the slow path, numpy: the native library is not there ({native.reason()})")
+
+    def measure(self, others: Sequence[str], memory: bool) -> Measured:
+        """Times, bytes and, where it is asked for, memory.
+
+        Raises:
+            RunError: Nothing could be timed.
+        """
+        measured = Measured()
+        for other in others or [""]:
+            self.progress.say(f"timing {OURS}{' against ' + other if other else ''}")
+            measured.pairs[other], failed = jobs.time_together(self.pair(other), self.setup)
+            self.notes += [text for text in failed if text not in self.notes]
+        if not any(measured.pairs.values()):
+            raise RunError("no engine runs the network", "; ".join(self.notes))
+        if memory:
+            self.progress.say("measuring memory")
+        for key in measured.homes():
+            subject = self.subject(key)
+            measured.bytes[key] = self.bytes(subject)
+            peak = jobs.peak_memory(subject, self.setup) if memory else None
+            if peak is not None:
+                measured.memory[key] = peak
+        return measured
+
+    def layers(self, measured: Measured) -> list[dict[str, Any]]:
+        """The layers of ours, in every precision that was timed; numpy has none."""
+        if not native.available():
+            return []
+        keys = [key for key in measured.homes() if key[0] == OURS]
+        return [{"network": key[1]} | jobs.layers(self.subject(key), self.setup) for key in keys]
 
     def pair(self, other: str) -> list[Subject]:
         """What is timed in one process: the other engine first, since it is what ours is compared with."""

@@ -56,7 +56,7 @@ class BenchView:
     """The section.
 
     Attributes:
-        sentence: The pruned network in ours against the dense one in the others.
+        sentence: The pruned network in our runtime against the dense one in the others.
         setting: Batch, threads, input.
         networks: (title, rows) of the dense and the pruned network.
         layers: (title, lines) where layers were timed.
@@ -151,18 +151,19 @@ def _setting(row: Json, bench: Json) -> str:
 
 def _sentence(bench: Json) -> str:
     """The pruned network in float32 against the dense one in each other engine, and the best of ours."""
-    parts = []
+    parts: list[str] = []
     for entry in _list(bench.get("comparisons")):
         other = entry.get("against") if isinstance(entry, dict) else None
         if not isinstance(other, dict) or other.get("network") != "dense" or entry.get("network") != "pruned":
             continue
         if entry.get("precision") != other.get("precision"):
             continue
-        times = _times(entry.get("ratio"))
-        parts.append(f"{times} as fast as {_engine(other)}")
+        place = "in" if parts else "as fast as the dense one in"
+        name = str(other.get("engine"))
+        parts.append(f"{_times(entry.get('ratio'))} {place} {ENGINES.get(name, name)} ({other.get('precision')})")
     if not parts:
         return ""
-    return f"In our runtime, at the same precision, the pruned network is {words.joined(parts)} with the dense one."
+    return f"At the same precision, the pruned network in billhook's runtime is {words.joined(parts)}."
 
 
 def _layers(bench: Json) -> list[tuple[str, list[LayerLine]]]:
