@@ -121,3 +121,31 @@ def carry_out(prepared: Prepared) -> Done:
         small = slice_head(full, setting.head, problem.data.kept)
         patterns = artifact.slice_patterns(patterns, setting.head, problem.data.kept)
     return Done(prepared, outcome, full, small, patterns, count(small, problem.preprocess.input_size))
+
+
+def check_conformance(done: Done) -> nn.Module:
+    """Half of the parameters or fewer are left, as counted, and the network in its old shape computes the same.
+
+    Returns:
+        That network.
+    """
+    setting = done.prepared.setting
+    size = setting.problem.preprocess.input_size
+    assert done.cost.params <= 0.5 * setting.dense["params"]
+    assert done.cost.params == sum(parameter.numel() for parameter in done.small.parameters())
+    assert done.outcome.masked is not None
+    masked = artifact.deliverable(done.outcome.masked)
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = masked(images), done.full(images)
+    assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
+    return masked
+
+
+def counted_and_bound(done: Done, budget: str) -> tuple[str, float, float]:
+    """The quantity that falls for a budget in percent, what is left of it when delivered, and how much may be."""
+    sparsity = budget.startswith("sparsity")
+    quantity = "params" if sparsity else budget.split("<=")[0]
+    share = float(budget.split("=")[1][:-1]) / 100
+    bound = done.prepared.setting.dense[quantity] * (1 - share if sparsity else share)
+    return quantity, done.bytes if quantity == "bytes" else done.cost.totals()[quantity], bound

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from billhook import artifact
 from billhook.cost import count
 from billhook.methods import CHANNEL_CONFIGS, METHODS, make_config
 from billhook.methods.slimming import REACH, L1Scales, strength
 
-from .problems import NETWORKS, carry_out, ready
+from .problems import NETWORKS, carry_out, check_conformance, ready
 
 SIZES = {"mobilenet_v2": 32}
 
@@ -19,14 +18,7 @@ def test_conformance(network, method):
     size = SIZES.get(network, 8)
     keep = [0, 2] if method in ("taylor", "l1") else None
     done = carry_out(ready(network, method, "params<=50%", size=size, keep=keep))
-    dense = done.prepared.setting.dense
-    assert done.cost.params <= 0.5 * dense["params"]
-    assert done.cost.params == sum(parameter.numel() for parameter in done.small.parameters())
-    masked = artifact.deliverable(done.outcome.masked)
-    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, found = masked(images), done.full(images)
-    assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
+    masked = check_conformance(done)
     # The masked network is the dense one in shape, and has no more weights that are not zero.
     assert count(masked, size).params == done.prepared.setting.cost.params
     assert sum(int((p != 0).sum()) for p in masked.parameters()) <= sum(p.numel() for p in done.full.parameters())

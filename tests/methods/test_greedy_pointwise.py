@@ -26,7 +26,7 @@ from billhook.surgery.channel_cost import QUANTITIES
 from training.small import seeded
 
 from .killed import check_killed_runs
-from .problems import NETWORKS, carry_out, ready
+from .problems import NETWORKS, carry_out, counted_and_bound, ready
 from .test_greedy_parts import Grouped, images, network
 
 METHODS_HERE = ("fp-backward", "fp-omp", "hbgs", "hbgts", "fp-omp-search")
@@ -291,11 +291,7 @@ def test_every_quantity_ends_at_its_bound(method, budget):
     """At or below; one channel of a side of so small a network is 2 % of what is left."""
     fields = {"step": 5, "selection": 8, "stale": 20, "finetune_every": 0} if method in SEARCHES else {}
     done = carry_out(ready("resnet8", method, [budget], **POINTWISE, **fields))
-    quantity = "params" if "sparsity" in budget else budget.split("<=")[0]
-    dense = done.prepared.setting.dense[quantity]
-    share = float(budget.split("=")[1][:-1]) / 100
-    bound = dense * (1 - share if "sparsity" in budget else share)
-    found = done.bytes if quantity == "bytes" else done.cost.totals()[quantity]
+    _, found, bound = counted_and_bound(done, budget)
     assert 0.965 * bound <= found <= bound
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from billhook import artifact
+from billhook.artifact import GATES
 from billhook.cost import count
 from billhook.errors import InfeasibleError, InputError, Interrupted, UsageError
 from billhook.formats import write_safetensors
@@ -22,11 +22,10 @@ from billhook.methods.chipnet import (
     learning,
     read_gates,
 )
-from billhook.methods.chipnet.file import FILE
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
 
-from ..problems import NETWORKS, carry_out, ready
+from ..problems import NETWORKS, carry_out, check_conformance, ready
 
 SIZES = {"mobilenet_v2": 32}
 
@@ -36,14 +35,7 @@ SIZES = {"mobilenet_v2": 32}
 def test_conformance(network, coupling):
     size = SIZES.get(network, 8)
     done = carry_out(ready(network, "chipnet", "params<=50%", size=size, keep=[0, 2], coupling=coupling, batch_size=6))
-    dense = done.prepared.setting.dense
-    assert done.cost.params <= 0.5 * dense["params"]
-    assert done.cost.params == sum(parameter.numel() for parameter in done.small.parameters())
-    masked = artifact.deliverable(done.outcome.masked)
-    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, found = masked(images), done.full(images)
-    assert (expected - found).abs().max() <= 1e-4 * expected.abs().max()
+    masked = check_conformance(done)
     assert count(masked, size).params == done.prepared.setting.cost.params
     assert gates_of(done.full) is None
     assert gates_of(masked) is None
@@ -237,7 +229,7 @@ def test_an_interrupted_run_ends_in_the_same_network(after, tmp_path):
 
 # ---------------------------------------------------------------------- gates of another run
 def saved(tmp_path, outcome):
-    write_safetensors(tmp_path / FILE, *outcome.files[FILE])
+    write_safetensors(tmp_path / GATES, *outcome.files[GATES])
     return str(tmp_path)
 
 
@@ -282,7 +274,7 @@ def test_gates_that_do_not_fit_are_refused(tmp_path):
         ready("resnet20", "chipnet", "macs<=50%", transfer_from=directory)
     with pytest.raises(InputError, match="holds no gates"):
         ready("resnet20", "chipnet", "macs<=50%", transfer_from=str(tmp_path / "nowhere"))
-    (tmp_path / FILE).write_bytes(b"\0" * 50)
+    (tmp_path / GATES).write_bytes(b"\0" * 50)
     with pytest.raises(InputError):
         ready("tiny", "chipnet", "macs<=50%", transfer_from=directory)
     with pytest.raises(UsageError, match="transfer_from"):
