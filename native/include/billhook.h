@@ -94,8 +94,8 @@ typedef struct {
  *   BH_DENSE f32   [ceil(outputs / (vectors L))][kernel_y kernel_x][inputs][vectors L] float
  *            bf16  [the same][kernel_y kernel_x][ceil(inputs / 2)][vectors L][2] bf16; where in.pixel = in.channels and
  *                  dilation_x = 1 a row of taps is one run: [the same][kernel_y][ceil(kernel_x inputs / 2)][vectors L][2]
- *   BH_HYBRID f32  values [count][slots][L] float, index [count][slots][L]: which of the item's L inputs
- *            bf16  values [count][slots][L][2] bf16, index [count][slots][L][2]
+ *   BH_HYBRID f32  values [count][slots][L] float, index [count][slots][L]: which of the L inputs from its offset on
+ *            bf16  values [count][slots][L][2] bf16, index [count][slots][L][2]: of 2 L inputs; none lies behind the pixel
  *            items of output group g are first[g] .. first[g + 1]
  *   BH_DEPTHWISE   [padded / L][kernel_y kernel_x][L] float
  *   BH_SCALE       [padded] float                                                                                  */

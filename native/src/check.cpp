@@ -237,19 +237,26 @@ bool Checker::stream() const {
     const uint8_t *index = base + s.index;
     unsigned largest = 0;
     for (int64_t i = 0; i < cells; ++i) largest = index[i] > largest ? index[i] : largest;
-    if (largest >= static_cast<unsigned>(lanes)) return no("index %u of %d lanes", largest, lanes);
+    if (largest >= static_cast<unsigned>(per_slot)) return no("index %u of %lld inputs", largest, wide(per_slot));
+    if (s.in.type == BH_BF16) {
+        // Twice the lanes are loaded, and of a part of a wider map the last of them may lie behind it.
+        const int64_t y = (static_cast<int64_t>(s.out.height) - 1) * s.stride_y - s.pad_top + (static_cast<int64_t>(s.kernel_y) - 1) * s.dilation_y;
+        const int64_t x = (static_cast<int64_t>(s.out.width) - 1) * s.stride_x - s.pad_left + (static_cast<int64_t>(s.kernel_x) - 1) * s.dilation_x;
+        if (y * s.in.row + x * s.in.pixel + s.in.pixel > (h.arena - s.in.offset) / size_of(s.in.type))
+            return no("in ends with the arena; a pixel of %d numbers is loaded there", s.in.pixel);
+    }
     const int32_t *offsets = reinterpret_cast<const int32_t *>(base + s.offsets);
     for (int64_t i = 0; i < s.count; ++i)
         if (!item(offsets[i])) return no("item %lld reads at %d, outside the window", wide(i), offsets[i]);
     return true;
 }
 
-// An item begins at a pixel of the window and its lanes end inside that pixel.
+// An item begins at a pixel of the window and what it loads ends inside that pixel.
 bool Checker::item(int64_t offset) const {
     if (offset < 0) return false;
     const int64_t y = offset / s.in.row, x = offset % s.in.row / s.in.pixel, c = offset % s.in.row % s.in.pixel;
     return y <= (static_cast<int64_t>(s.kernel_y) - 1) * s.dilation_y && x <= (static_cast<int64_t>(s.kernel_x) - 1) * s.dilation_x &&
-           c + lanes <= s.in.padded;
+           (s.in.type == BH_BF16 ? c + 2 * lanes <= s.in.pixel : c + lanes <= s.in.padded);
 }
 
 bool Checker::index(int channels) const {

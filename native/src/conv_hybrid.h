@@ -1,4 +1,4 @@
-// Convolution from a stream of items. An item is L inputs of one tap for L outputs: one aligned load per pixel, then per slot an
+// Convolution from a stream of items. An item is L inputs (bf16: 2 L) of one tap for L outputs: one aligned load per pixel, then per slot an
 // in-register permutation, which gives every output its own input, and a multiply-add. Zeros are neither stored nor multiplied,
 // and no output lane is ever idle. What limits it: permutations and multiply-adds share ports (two thirds of the peak).
 #ifndef BILLHOOK_CONV_HYBRID_H
@@ -23,43 +23,82 @@ struct Stream {
           first(reinterpret_cast<const int32_t *>(context.weights + step.first)) {}
 };
 
+// What an item's inputs, a slot's positions and a slot's weights are in registers, and what is done with them.
+template <class T>
+struct Cell;
+
+template <>
+struct Cell<float> {
+    static constexpr int PER_SLOT = L;  // weights, and positions, of one slot
+    using Weight = Vec;
+    using Input = Vec;
+    using Which = Index;
+    static Weight weight(const float *p) { return load(p); }
+    static Which which(const uint8_t *p) { return load_index(p); }
+    static Input input(const float *p) {
+        Vec x = load(p);
 #if defined(__AVX512F__)
-// Keeps a loaded vector in its register: a permutation that reads memory is slower than the load it saves.
-inline void pin(Vec &x) { __asm__("" : "+v"(x.v)); }
-#else
-inline void pin(Vec &) {}
+        // Stays in its register: a permutation that reads memory is slower than the load it saves.
+        __asm__("" : "+v"(x.v));
+#endif
+        return x;
+    }
+    static Vec multiply(Weight w, Input x, Which i, Vec sum) { return fma(w, permute(x, i), sum); }
+};
+
+#if defined(__AVX512BF16__)
+// Two inputs per slot and output, of 32 that one load brings. (To load 16 and hold them twice costs a shuffle per load.)
+template <>
+struct Cell<bf16> {
+    static constexpr int PER_SLOT = 2 * L;
+    using Weight = __m512;
+    using Input = __m512i;
+    using Which = __m512i;
+    static Weight weight(const bf16 *p) { return _mm512_loadu_ps(reinterpret_cast<const float *>(p)); }
+    static Which which(const uint8_t *p) {
+        return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    }
+    static Input input(const bf16 *p) {
+        __m512i x = _mm512_loadu_si512(p);
+        __asm__("" : "+v"(x));
+        return x;
+    }
+    static Vec multiply(Weight w, Input x, Which i, Vec sum) {
+        return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_permutexvar_epi16(i, x), (__m512bh)w)};
+    }
+};
 #endif
 
-// A multiply-add takes four cycles and two start in each: few pixels need several sums each to keep the unit busy.
+// A multiply-add takes four to six cycles and one or two start in each: few pixels need several sums each to keep the unit busy.
 constexpr int sums_per_pixel(int pixels, int slots) { return pixels <= 3 ? slots : 1; }
 
-template <int R, int P, int S>
-inline void hybrid_tile(const Conv<float> &conv, const Stream<float> &stream, Place place) {
-    constexpr int K = sums_per_pixel(R * P, S);
+template <int R, int P, int S, class T>
+inline void hybrid_tile(const Conv<T> &conv, const Stream<T> &stream, Place place) {
+    using C = Cell<T>;
+    constexpr int K = sums_per_pixel(R * P, S), ITEM = S * C::PER_SLOT;
     const int group = place.channel / L;
     Vec sums[R * P * K];
     const Vec bias = load(conv.bias + place.channel);
     BILLHOOK_UNROLL for (int i = 0; i < R * P * K; ++i) sums[i] = i % K ? zero() : bias;
-    const float *base = conv.in + place.y * conv.in_row + place.x * conv.in_pixel;
+    const T *base = conv.in + place.y * conv.in_row + place.x * conv.in_pixel;
     const int64_t pixel = conv.in_pixel, row = conv.in_row;
     const int from = stream.first[group], to = stream.first[group + 1];
-    const float *values = reinterpret_cast<const float *>(stream.values) + static_cast<int64_t>(from) * S * L;
-    const uint8_t *index = stream.index + static_cast<int64_t>(from) * S * L;
-    for (int item = from; item < to; ++item, values += S * L, index += S * L) {
-        const float *window = base + stream.offsets[item];
-        Vec weight[S];
-        Index which[S];
+    const T *values = reinterpret_cast<const T *>(stream.values) + static_cast<int64_t>(from) * ITEM;
+    const uint8_t *index = stream.index + static_cast<int64_t>(from) * ITEM;
+    for (int item = from; item < to; ++item, values += ITEM, index += ITEM) {
+        const T *window = base + stream.offsets[item];
+        typename C::Weight weight[S];
+        typename C::Which which[S];
         BILLHOOK_UNROLL for (int s = 0; s < S; ++s) {
-            weight[s] = load(values + s * L);
-            which[s] = load_index(index + s * L);
+            weight[s] = C::weight(values + s * C::PER_SLOT);
+            which[s] = C::which(index + s * C::PER_SLOT);
         }
         BILLHOOK_UNROLL for (int r = 0; r < R; ++r) {
             BILLHOOK_UNROLL for (int p = 0; p < P; ++p) {
-                Vec x = load(window + r * row + p * pixel);
-                pin(x);
+                const typename C::Input x = C::input(window + r * row + p * pixel);
                 BILLHOOK_UNROLL for (int s = 0; s < S; ++s) {
                     Vec &sum = sums[(r * P + p) * K + s % K];
-                    sum = fma(weight[s], permute(x, which[s]), sum);
+                    sum = C::multiply(weight[s], x, which[s], sum);
                 }
             }
         }
@@ -71,58 +110,6 @@ inline void hybrid_tile(const Conv<float> &conv, const Stream<float> &stream, Pl
     }
     emit<R, P, 1>(conv, place, sum);
 }
-
-#if defined(__AVX512BF16__)
-// Two inputs per slot and output: 16 channels are 32 bytes, held twice in a register; vpermw picks 32 words of them.
-template <int R, int P, int S>
-inline void hybrid_tile(const Conv<bf16> &conv, const Stream<bf16> &stream, Place place) {
-    constexpr int Q = R * P > 8 ? 7 : R * P;  // vdpbf16ps takes six cycles: several pixels per slot
-    const int group = place.channel / L;
-    constexpr int K = sums_per_pixel(R * P, S);
-    Vec sums[R * P * K];
-    const Vec bias = load(conv.bias + place.channel);
-    BILLHOOK_UNROLL for (int i = 0; i < R * P * K; ++i) sums[i] = i % K ? zero() : bias;
-    const bf16 *base = conv.in + place.y * conv.in_row + place.x * conv.in_pixel;
-    const int64_t pixel = conv.in_pixel, row = conv.in_row;
-    const int from = stream.first[group], to = stream.first[group + 1];
-    const bf16 *values = reinterpret_cast<const bf16 *>(stream.values) + static_cast<int64_t>(from) * S * 2 * L;
-    const uint8_t *index = stream.index + static_cast<int64_t>(from) * S * 2 * L;
-    for (int item = from; item < to; ++item, values += S * 2 * L, index += S * 2 * L) {
-        const bf16 *window = base + stream.offsets[item];
-        __m512i which[S];
-        __m512 weight[S];
-        BILLHOOK_UNROLL for (int s = 0; s < S; ++s) {
-            weight[s] = _mm512_loadu_ps(reinterpret_cast<const float *>(values + s * 2 * L));
-            which[s] = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(index + s * 2 * L)));
-        }
-        BILLHOOK_UNROLL for (int q = 0; q < R * P; q += Q) {
-            __m512i x[Q];
-            BILLHOOK_UNROLL for (int i = 0; i < Q; ++i) {
-                if (q + i >= R * P) break;
-                const bf16 *p = window + ((q + i) / P) * row + ((q + i) % P) * pixel;
-                x[i] = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-            }
-            BILLHOOK_UNROLL for (int s = 0; s < S; ++s) {
-                BILLHOOK_UNROLL for (int i = 0; i < Q; ++i) {
-                    if (q + i >= R * P) break;
-                    const __m512i chosen = _mm512_permutexvar_epi16(which[s], x[i]);
-                    Vec &sum = sums[(q + i) * K + s % K];
-                    sum.v = _mm512_dpbf16_ps(sum.v, (__m512bh)chosen, (__m512bh)weight[s]);
-                }
-            }
-        }
-    }
-    Vec sum[R * P];
-    BILLHOOK_UNROLL for (int i = 0; i < R * P; ++i) {
-        sum[i] = sums[i * K];
-        BILLHOOK_UNROLL for (int k = 1; k < K; ++k) sum[i] = add(sum[i], sums[i * K + k]);
-    }
-    emit<R, P, 1>(conv, place, sum);
-}
-constexpr bool HYBRID_BF16 = true;
-#else
-constexpr bool HYBRID_BF16 = false;
-#endif
 
 // Registers: sums, S weights and S indices, an input and what was chosen of it.
 #if defined(__AVX2__) || defined(__aarch64__)

@@ -99,13 +99,13 @@ double bh_peak(int isa, int type) {
     if (!kernels || isa > detected() || (type != BH_F32 && type != BH_BF16)) return 0;
     volatile float sink = 0;
     double best = 0;
-    // A few thousandths of a second each: long enough for the clock, short enough to fall between interruptions.
+    // Less than a thousandth of a second each: long enough for the clock, short enough to fall between interruptions.
     int rounds = 1000;
-    for (int i = 0; i < 24; ++i) {
+    for (int i = 0; i < 64; ++i) {
         const double start = now();
         const double done = kernels->multiply_adds(type, rounds, sink);
         const double seconds = now() - start;
-        if (seconds < 2e-3) {
+        if (seconds < 3e-4) {
             rounds *= 2;
             continue;
         }

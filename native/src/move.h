@@ -7,15 +7,41 @@
 namespace billhook {
 namespace BILLHOOK_ISA {
 
-// Channel c of pixel (y, x) of an image is at base[c * plane + y * line + x * pixel].
+// Where channel c of pixel (y, x) of an image is: at c * plane + y * line + x * pixel.
+struct Planes {
+    int64_t plane, line, pixel;
+    Planes(const bh_view &out, bool nhwc)
+        : plane(nhwc ? 1 : static_cast<int64_t>(out.height) * out.width),
+          line((nhwc ? out.channels : 1) * static_cast<int64_t>(out.width)),
+          pixel(nhwc ? out.channels : 1) {}
+};
+
+// Pixels of four numbers, C of them channels: written one after the other, so that a compiler makes vectors of them.
+template <int C, bool NHWC, class T, class Element, class Convert>
+inline void load_four_row(T *__restrict__ row, const Element *__restrict__ from, int width, int64_t plane, const Convert &convert) {
+    for (int x = 0; x < width; ++x)
+        _Pragma("GCC unroll 4") for (int c = 0; c < 4; ++c) {
+            if (c < C)
+                put(row + 4 * x + c, convert(from[NHWC ? x * C + c : c * plane + x], c));
+            else
+                put(row + 4 * x + c, 0.0f);
+        }
+}
+
 template <class T, class Element, class Convert>
 inline void load_rows(const Context &context, const bh_view &out, const Element *image, Range rows, const Convert &convert) {
     const bool nhwc = context.layout == 1;
-    const int64_t plane = nhwc ? 1 : static_cast<int64_t>(out.height) * out.width;
-    const int64_t pixel = nhwc ? out.channels : 1, line = pixel * out.width;
+    const Planes planes(out, nhwc);
     for (int y = rows.from; y < rows.to; ++y) {
         T *row = at<T>(context, out, y);
-        const Element *from = image + y * line;
+        const Element *from = image + y * planes.line;
+        if (out.pixel == 4 && out.padded == 4 && out.channels == 3) {
+            if (nhwc)
+                load_four_row<3, true>(row, from, out.width, planes.plane, convert);
+            else
+                load_four_row<3, false>(row, from, out.width, planes.plane, convert);
+            continue;
+        }
         if (out.padded > out.channels) {
             T *target = row;
             for (int x = 0; x < out.width; ++x, target += out.pixel) {
@@ -25,9 +51,9 @@ inline void load_rows(const Context &context, const bh_view &out, const Element 
             }
         }
         for (int c = 0; c < out.channels; ++c) {
-            const Element *source = from + c * plane;
+            const Element *source = from + c * planes.plane;
             T *target = row + c;
-            for (int x = 0; x < out.width; ++x, target += out.pixel) put(target, convert(source[x * pixel], c));
+            for (int x = 0; x < out.width; ++x, target += out.pixel) put(target, convert(source[x * planes.pixel], c));
         }
     }
 }
@@ -39,10 +65,13 @@ void load_image(const Context &context, const bh_step &step, int part, int parts
     if (context.image_type == 0) {
         load_rows<T>(context, step.out, static_cast<const float *>(context.image), rows, [](float x, int) { return x; });
     } else {
-        const bh_header &header = *context.header;
-        load_rows<T>(context, step.out, static_cast<const uint8_t *>(context.image), rows, [&](uint8_t x, int c) {
-            return static_cast<float>(x) * header.scale[c] + header.shift[c];
-        });
+        float scale[4], shift[4];
+        for (int c = 0; c < 4; ++c) {
+            scale[c] = context.header->scale[c];
+            shift[c] = context.header->shift[c];
+        }
+        load_rows<T>(context, step.out, static_cast<const uint8_t *>(context.image), rows,
+                     [&](uint8_t x, int c) { return static_cast<float>(x) * scale[c] + shift[c]; });
     }
 }
 

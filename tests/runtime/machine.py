@@ -58,7 +58,8 @@ class Machine:
         self, height: int, width: int, channels: int, halo: tuple[int, int, int, int] | None = None, loose: bool = False
     ) -> View:
         """A map somewhere; ``loose``: as thin and as unaligned as its numbers allow."""
-        rng, unit = self.rng, 1 if loose else 16
+        # Pixels of whole lines: items of bf16 load 32 numbers.
+        rng, unit = self.rng, 1 if loose else 64 // self.size
         top, left, bottom, right = halo or rng.integers(0, 3, 4).tolist()
         padded = channels + int(rng.integers(0, 4)) if loose else up(channels, self.lanes)
         pixel = up(padded, unit) + unit * int(rng.integers(0, 3))
@@ -174,7 +175,7 @@ def every_kind(isa: int, type_: int = F32, seed: int = 0) -> tuple[NDArray[np.ui
     per_group = 3 if seed == 0 else rng.integers(0, 6, groups)
     first = np.r_[0, np.cumsum(np.full(groups, per_group))].astype(np.int32)
     count = int(first[-1])
-    index = rng.integers(0, lanes, (count, slots, lanes, pair)).astype(np.uint8)
+    index = rng.integers(0, min(lanes * pair, a.padded), (count, slots, lanes, pair)).astype(np.uint8)
     offsets = rng.integers(0, 3, count) * a.row + rng.integers(0, 3, count) * a.pixel
 
     def floats(*size: int) -> Array:

@@ -77,7 +77,7 @@ def test_the_header_and_the_steps():
     conv = steps[1]
     assert (conv["activation"], conv["stride_y"], conv["pad_left"], conv["out"]["padded"]) == (1, 2, 1, 32)
     assert compiled.tasks[1].multiplications == 20 * 3 * 9 * 16
-    # An image of three channels that only a dense convolution reads is not filled up; pairs may end behind the last window.
+    # An image that only dense convolutions read is not filled up; pairs may end behind the last window.
     assert (conv["in"]["pixel"], conv["in"]["padded"], conv["in"]["right"]) == (3, 3, 1)
     assert header_of(Compiler(network, 16, "bf16").compile().program)["type"] == BF16
 

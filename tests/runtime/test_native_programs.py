@@ -298,7 +298,7 @@ STEPS = [
     (DENSE, "split", 2, "split 2"),
     (DENSE, "reserved", 1, "reserved"),
     (HYBRID, "slots", 3, "3 slots"),
-    (HYBRID, "slots", 4, "not inside|of 16 lanes|of 8 lanes"),
+    (HYBRID, "slots", 4, "not inside|of (8|16|32) inputs"),
     (HYBRID, "count", -1, "-1 items"),
     (HYBRID, "count", 1, "items 0 to"),
     (HYBRID, "count", 1 << 40, "items"),

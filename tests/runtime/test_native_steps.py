@@ -153,10 +153,13 @@ def test_hybrid_convolutions(isa, type_, seed, threads):
     first = np.r_[0, np.cumsum(per_group)].astype(np.int32)
     count = int(first[-1])
     ky, kx = rng.integers(0, settings["kernel"][0], count), rng.integers(0, settings["kernel"][1], count)
-    channel = rng.integers(0, view.padded - lanes + 1, count)
+    # What is loaded ends inside the pixel, what is chosen inside the channels.
+    channel = rng.integers(0, min(view.padded, view.pixel - lanes * pair + 1), count)
+    channel = np.minimum(channel, view.padded - 1 if pair == 2 else view.padded - lanes)
     down, along = settings["dilation"]
     offsets = (ky * down * view.row + kx * along * view.pixel + channel).astype(np.int32)
-    index = rng.integers(0, lanes, (count, slots, lanes, pair)).astype(np.uint8)
+    limit = np.minimum(lanes * pair, view.padded - channel)[:, None, None, None]
+    index = rng.integers(0, np.broadcast_to(limit, (count, slots, lanes, pair))).astype(np.uint8)
     values = machine.rounded(rng.standard_normal(index.shape))
     # Outputs and inputs that only fill vectors up have zero weights.
     column = channel[:, None, None, None] + index

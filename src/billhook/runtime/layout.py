@@ -159,7 +159,8 @@ def lay_out(
             channels = fused.shapes[name][0]
             views[name] = map_ if buffer is thin else map_.slice(first, channels, _up(channels, lanes), size)
     copies = {name: tuple(_copies(fused, views, name, parts, size)) for name, parts in moved.items() if parts}
-    return Layout(views, arena, copies)
+    # In bf16 the last load of a part of a concatenation may end behind the map.
+    return Layout(views, arena + (ALIGN if size == 2 else 0), copies)
 
 
 def _copies(
@@ -319,7 +320,8 @@ def _terms(step: Step) -> tuple[str, ...]:
 
 
 def _pixel(buffer: _Buffer, lanes: int, size: int, options: Options) -> int:
-    pixel = _up(_up(buffer.channels, lanes), UNIT)
+    # Whole lines: what one load brings never crosses one.
+    pixel = _up(_up(buffer.channels, lanes), max(UNIT, ALIGN // size))
     aliased = pixel * size % ALIASING == 0
     if buffer.height * buffer.width > 1 and (options.spread == "always" or (aliased and options.spread == "aliased")):
         pixel += ALIGN // size

@@ -40,13 +40,15 @@ class SparseRows:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A sparse convolution as items: L inputs of one tap, for L outputs, ``slots`` non-zeros (bf16: pairs) of each.
+    """A sparse convolution as items: W inputs of one tap, for L outputs, ``slots`` non-zeros (bf16: pairs) of each.
+
+    W is what one load brings: L inputs, in bf16 2 L.
 
     Attributes:
         values: float32 ``[items, slots, L]``; bf16, as its bits, uint16 ``[items, slots, L, 2]``.
         index: uint8, of the same shape: which of the item's inputs.
         tap: int32 ``[items]``.
-        slice: int32 ``[items]``: the first input channel is ``slice * L``.
+        slice: int32 ``[items]``: the first input channel is ``slice * W``.
         first: int32 ``[ceil(O / L) + 1]``: where the items of each L outputs begin.
         useful: Stored non-zeros; the other slots multiply by zero.
     """
@@ -63,6 +65,11 @@ class Stream:
         """L."""
         return int(self.values.shape[2])
 
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.lanes * (self.values.shape[3] if self.values.ndim == 4 else 1)
+
     def offsets(self, kernel_x: int, pixel: int, row: int, dilation: tuple[int, int] = (1, 1)) -> NDArray[np.int32]:
         """``[items]``: elements from the first pixel of a window to the item's inputs.
 
@@ -73,7 +80,7 @@ class Stream:
             dilation: Vertical, horizontal.
         """
         down, along = np.divmod(self.tap, kernel_x)
-        offsets: NDArray[Any] = down * (row * dilation[0]) + along * (pixel * dilation[1]) + self.slice * self.lanes
+        offsets: NDArray[Any] = down * (row * dilation[0]) + along * (pixel * dilation[1]) + self.slice * self.width
         return offsets.astype(np.int32)
 
 
@@ -129,11 +136,12 @@ def pack_stream(rows: SparseRows, lanes: int, slots: int, bf16: bool = False) ->
         bf16: Values in bf16, two to a slot.
     """
     pair = 2 if bf16 else 1
-    groups, slices = -(-rows.outputs // lanes), -(-rows.inputs // lanes)
+    width = lanes * pair
+    groups, slices = -(-rows.outputs // lanes), -(-rows.inputs // width)
     group, lane = np.divmod(rows.row, lanes)
-    piece, inside = np.divmod(rows.column, lanes)
+    piece, inside = np.divmod(rows.column, width)
     key = (group * rows.taps + rows.tap) * slices + piece
-    order = np.argsort((key * lanes + lane) * lanes + inside, kind="stable")
+    order = np.argsort((key * lanes + lane) * width + inside, kind="stable")
     key, lane, inside = key[order], lane[order], inside[order]
     run = key * lanes + lane
     starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]]) if run.size else np.zeros(0, np.int64)
@@ -186,10 +194,14 @@ def pack_hybrid(layer: HybridLayer, lanes: int, slots: int, bf16: bool = False) 
     axes = (0, 2, 1, 4, 5, 6, 3)
     flat = (-1, each // (slots * pair), slots, pair, lanes)
     values = layer.values.reshape(shape).transpose(axes).reshape(flat)
-    index = inside.transpose(axes).reshape(flat)
     tap, piece = np.divmod(columns.astype(np.int64), geometry.blocks_per_tap)
     per_row = block // lanes
     slices = piece[:, :, None] * per_row + np.arange(per_row)
+    if bf16:
+        # A load begins at an even slice: an odd one is its second half.
+        slices, odd = np.divmod(slices, 2)
+        inside = inside + (odd * lanes).astype(np.uint8)[:, :, None, None, :, None, None]
+    index = inside.transpose(axes).reshape(flat)
     repeat = each // (slots * pair)
 
     def spread(whole: NDArray[Any]) -> NDArray[Any]:
