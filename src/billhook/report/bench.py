@@ -150,7 +150,7 @@ def _setting(row: Json, bench: Json) -> str:
 
 
 def _sentence(bench: Json) -> str:
-    """The pruned network in float32 against the dense one in each other engine, and the best of ours."""
+    """The pruned network in our runtime against the dense one in each other engine, at equal precisions."""
     parts: list[str] = []
     for entry in _list(bench.get("comparisons")):
         other = entry.get("against") if isinstance(entry, dict) else None
