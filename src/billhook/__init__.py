@@ -21,7 +21,22 @@ _PUBLIC = {
     "load": "billhook.api",
     "prune": "billhook.api",
 }
-_ROOMS = ("cost", "data", "formats", "methods", "models", "patterns", "report", "scores", "surgery", "training")
+_ROOMS = (
+    "accelerator",
+    "bench",
+    "cost",
+    "data",
+    "export",
+    "formats",
+    "methods",
+    "models",
+    "patterns",
+    "report",
+    "runtime",
+    "scores",
+    "surgery",
+    "training",
+)
 
 if TYPE_CHECKING:
     from billhook.api import load, prune
