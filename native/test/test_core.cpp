@@ -2,7 +2,8 @@
 //
 //   test_core DAMAGED FILE...    DAMAGED: how many damaged copies of each program are opened and, where that works, run
 //
-// A file's name ends in .ISA.bin, ISA being the number of its instruction set.
+// A file's name ends in .ISA.bin, ISA being the number of its instruction set. FILE.expected, where it is, holds three images and
+// what another machine, or another set, made of them: floats.
 #include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -97,6 +98,32 @@ struct Images {
         std::free(expected);
     }
 };
+
+// What was made elsewhere is made here as well, to within rounding.
+void compare(const Program &program, const char *path) {
+    constexpr int COUNT = 3;
+    char name[4096];
+    std::snprintf(name, sizeof name, "%s.expected", path);
+    std::FILE *file = std::fopen(name, "rb");
+    if (!file) return;
+    const bh_header &header = program.header();
+    const size_t pixels = static_cast<size_t>(header.channels) * header.height * header.width * COUNT;
+    const size_t numbers = static_cast<size_t>(header.outputs) * COUNT;
+    Images images(header, COUNT);
+    CHECK(std::fread(images.values, sizeof(float), pixels, file) == pixels);
+    CHECK(std::fread(images.expected, sizeof(float), numbers, file) == numbers);
+    std::fclose(file);
+    bh_net *net = bh_open(program.bytes, program.size, program.isa, 2, nullptr, 0);
+    CHECK(net && bh_run(net, images.values, 0, 0, COUNT, images.outputs) == 0);
+    float largest = 0, worst = 0;
+    for (size_t i = 0; i < numbers; ++i) {
+        largest = std::fmax(largest, std::fabs(images.expected[i]));
+        worst = std::fmax(worst, std::fabs(images.outputs[i] - images.expected[i]));
+    }
+    std::printf("  off by %.1e of %.1e\n", static_cast<double>(worst), static_cast<double>(largest));
+    CHECK(largest > 0 && worst <= (header.type == BH_BF16 ? 2e-2f : 1e-5f) * largest);
+    bh_close(net);
+}
 
 void run_whole(const Program &program) {
     constexpr int COUNT = 3;
@@ -243,6 +270,7 @@ int main(int count, char **arguments) {
         if (program.isa > bh_best() || !(bh_compiled() >> program.isa & 1)) continue;
         std::printf("%s\n", arguments[i]);
         ++run;
+        compare(program, arguments[i]);
         run_whole(program);
         run_damaged(program, std::atoi(arguments[1]), random);
         run_side_by_side(program);
