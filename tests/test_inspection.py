@@ -288,7 +288,7 @@ def test_names_that_nothing_explains():
         ({"method": {"name": "crisp", "blok": 8}}, "did you mean 'block'"),
         ({"method": {"name": "crisp"}, "budget": ["sparsty>=80%"]}, "did you mean 'sparsity'"),
         ({"method": {"name": "crisp"}, "budget": ["macs<=50%"]}, "the method 'crisp' cannot move macs"),
-        ({"method": {"name": "magnitude"}, "budget": ["latency<=5ms"]}, "needs a runtime"),
+        ({"method": {"name": "magnitude"}, "budget": ["latency<=5ms"]}, "cannot move latency"),
         ({"data": {"clases": "3"}}, "did you mean 'classes'"),
         ({"data": {"input_size": 0}}, "input_size = 0"),
         ({"data": {"input_size": 5000}}, "at most 4096"),

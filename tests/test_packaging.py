@@ -55,7 +55,7 @@ KNOWS_ONLY = {
     "track": {"errors", "progress"},
     "cost": {"errors"},
     "export": {"errors", "formats"},
-    "latency": {"errors", "runtime"},
+    "latency": {"errors", "export", "formats", "runtime"},
     "models": {"errors"},
     "data": {"errors"},
     "training": {"data", "errors", "models", "progress"},

@@ -131,7 +131,7 @@ def run_recipe(
     place.check(resume=resume, overwrite=overwrite)
     if resume and place.finished:
         raise InputError(f"the run in {out} is finished", "there is nothing to resume")
-    prepared, run = look(recipe, model=model, source=source)
+    prepared, run = look(recipe, model=model, source=source, earlier=place.directory if resume else None)
     # Only now, with everything opened, checked and feasible, is anything written.
     inputs = control_key(prepared.setting, ignore=MAY_CHANGE)
     prepared.setting.room.first(
@@ -141,16 +141,25 @@ def run_recipe(
 
 
 def look(
-    recipe: Recipe, *, model: nn.Module | None = None, source: Any = None, timed: bool = True
+    recipe: Recipe,
+    *,
+    model: nn.Module | None = None,
+    source: Any = None,
+    timed: bool = True,
+    earlier: Path | None = None,
 ) -> tuple[Prepared, Run]:
-    """Open, plan and check a recipe; nothing is trained and nothing written (``--dry-run``)."""
+    """Open, plan and check a recipe; nothing is trained and nothing written (``--dry-run``).
+
+    Args:
+        earlier: Directory of the interrupted run that goes on.
+    """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     problem, config = build_problem(recipe, model, source)
     if any(isinstance(name, int) for name in recipe.data.classes or ()):
         spelled = recipe.data.model_copy(update={"classes": problem.data.kept_names})
         recipe = recipe.model_copy(update={"data": spelled})
-    run = Run(recipe.device, recipe.precision, recipe.control, recipe.as_yaml())
+    run = Run(recipe.device, recipe.precision, recipe.control, recipe.as_yaml(), earlier)
     return prepare(problem, config, run, timed=timed), run
 
 

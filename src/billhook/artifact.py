@@ -45,6 +45,7 @@ REPORT_DATA = "report_data.npz"
 SIMULATION = "simulation.json"
 BENCH = "bench.json"
 GATES = "gates.safetensors"
+LATENCY = "latency.json"
 PARTIAL = ".partial"
 FILES = (
     WEIGHTS,
@@ -57,6 +58,7 @@ FILES = (
     BENCH,
     "report.html",
     GATES,
+    LATENCY,
     "packed.safetensors",
     "model.onnx",
     "model.pt2",
@@ -77,6 +79,7 @@ class Contents:
         recipe: ``recipe.yaml``.
         report_data: ``report_data.npz``.
         more: Further safetensors files of the method: tensors and metadata, by name.
+        documents: Further JSON files of the method, by name.
     """
 
     described: dict[str, Any]
@@ -84,6 +87,7 @@ class Contents:
     recipe: str
     report_data: dict[str, NDArray[Any]]
     more: dict[str, tuple[dict[str, NDArray[Any]], dict[str, str]]] = field(default_factory=dict)
+    documents: Mapping[str, Any] = field(default_factory=dict)
 
 
 def state_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:

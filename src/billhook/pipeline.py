@@ -96,7 +96,7 @@ def prepare(problem: Problem, config: BaseModel, run: Run, *, timed: bool = True
     size = problem.preprocess.input_size
     check_logits(network, size)
     counted = count_network(network, size, kept if problem.slice_head else None)
-    setting = Setting(**vars(counted), problem=problem, room=room)
+    setting = Setting(**vars(counted), problem=problem, room=room, earlier=run.earlier)
     plan = METHODS[str(config.name)].plan(setting, config)  # type: ignore[attr-defined]
     if text := few_steps(problem):
         plan.notes.append(text)
@@ -116,6 +116,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     problem, room = setting.problem, setting.room
     journal = Journal(place.partial, writes=room.is_main)
     progress = progress if room.is_main else Progress()
+    room.first(lambda: place.keep(plan.documents))
     for note in plan.notes:
         progress.say(f"note: {note}")
     progress.say(f"about {in_words(prepared.seconds)} of work")
@@ -144,6 +145,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
         recipe=run.recipe_yaml,
         report_data=proof.report_data,
         more=outcome.files,
+        documents=plan.documents,
     )
     result = Result(proof.delivered, summary, control.history + outcome.history, files)
     if place.directory is not None:

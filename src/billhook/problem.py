@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -82,9 +83,11 @@ class Run:
         precision: ``auto``, ``fp32`` or ``bf16``.
         control: ``run``, ``none``, or the directory of a run whose control is taken.
         recipe_yaml: The recipe as the user can run it again.
+        earlier: Directory of the interrupted run that goes on.
     """
 
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     control: str = "run"
     recipe_yaml: str = ""
+    earlier: Path | None = None

@@ -136,7 +136,7 @@ def prove(
         "zeros": zeros,
         "bytes_packed": None,
         "latency_ms": None,
-    } | _timed(setting, delivered)
+    } | _timed(setting, delivered, patterns)
     return Proof(
         dense=dense,
         control=tuned,
@@ -150,16 +150,18 @@ def prove(
     )
 
 
-def _timed(setting: Setting, delivered: nn.Module) -> dict[str, Any]:
+def _timed(setting: Setting, delivered: nn.Module, patterns: dict[str, PatternInfo]) -> dict[str, Any]:
     """Milliseconds of the delivered network against the dense one in turns, where a latency was asked for."""
     if all(budget.quantity != "latency" for budget in setting.problem.budgets):
         return {}
     dense = artifact.deliverable(setting.network.module)
     if setting.rows is not None:
         dense = slice_head(dense, setting.head, setting.rows)
-    times = latency.measure({"dense": dense, "pruned": delivered}, setting.problem.preprocess.input_size)
+    both, size = {"dense": dense, "pruned": delivered}, setting.problem.preprocess.input_size
+    times = latency.measure(both, size, patterns={"pruned": patterns})
     setting.dense["latency_ms"] = times["dense"].p50_ms
-    return {"latency_ms": times["pruned"].p50_ms, "latency": {name: vars(time) for name, time in times.items()}}
+    timed = {name: time.as_dict() for name, time in times.items()}
+    return {"latency_ms": times["pruned"].p50_ms, "latency": timed}
 
 
 @torch.no_grad()

@@ -106,6 +106,16 @@ class RunDirectory:
 
         return write
 
+    def keep(self, documents: Mapping[str, Any]) -> None:
+        """Write JSON files that must be there when the run goes on after an interruption.
+
+        Raises:
+            RunError: The disk is full or not writable.
+        """
+        if self.directory is not None:
+            for name, content in documents.items():
+                artifact.write_json(self.directory / name, content)
+
     def finish(
         self, module: nn.Module, files: artifact.Contents, summary: dict[str, Any], history: list[dict[str, Any]]
     ) -> Path:
@@ -120,6 +130,7 @@ class RunDirectory:
         artifact.write_arrays(place / artifact.REPORT_DATA, files.report_data)
         for name, (tensors, metadata) in files.more.items():
             write_safetensors(place / name, tensors, metadata)
+        self.keep(files.documents)
         artifact.write_json(place / artifact.SUMMARY, summary)
         write_report(place)
         if self.partial is not None and self.partial.is_dir():

@@ -7,7 +7,7 @@ from torch import nn
 import billhook as bh
 from billhook import latency
 from billhook.cost import count
-from billhook.errors import InfeasibleError
+from billhook.errors import InfeasibleError, InputError, RunError
 from billhook.latency import networks, turns
 from billhook.methods import channel_latency
 from billhook.methods.channel_latency import within
@@ -20,17 +20,88 @@ def network(width):
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
-def test_both_networks_are_timed_by_the_same_engine(monkeypatch, engine):
-    if engine == "onnxruntime" and networks.default_engine() != "onnxruntime":
-        pytest.skip("ONNX Runtime is not installed")
-    monkeypatch.setattr(networks, "default_engine", lambda: engine)
+@pytest.fixture
+def quick(monkeypatch):
     monkeypatch.setattr(turns, "BLOCK_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("engine", ["billhook", "onnxruntime", "torch"])
+def test_both_networks_are_timed_by_the_same_engine(monkeypatch, engine):
+    if engine not in networks.engines():
+        pytest.skip(f"{engine} is not there")
+    monkeypatch.setattr(networks, "engines", lambda: [engine, "torch"])
     before = torch.get_num_threads()
     times = latency.measure({"small": network(4), "large": network(96)}, 32, threads=1)
     assert {time.engine for time in times.values()} == {engine}
     assert all(0 < time.p50_ms <= time.p90_ms and time.threads == 1 for time in times.values())
+    assert {(time.precision, time.note) for time in times.values()} == {("f32", "")}
     assert torch.get_num_threads() == before
+    assert times["small"].as_dict().keys() == {"p50_ms", "p90_ms", "engine", "threads", "precision"}
+
+
+@pytest.mark.parametrize(
+    ("native", "onnx", "found"),
+    [
+        (True, True, ["billhook", "onnxruntime", "torch"]),
+        (True, False, ["billhook", "torch"]),
+        (False, True, ["onnxruntime", "torch"]),
+        (False, False, ["torch"]),
+    ],
+)
+def test_the_order_of_engines(monkeypatch, native, onnx, found):
+    monkeypatch.setattr(networks.native, "available", lambda: native)
+    monkeypatch.setattr(networks, "installed", lambda name: onnx)
+    assert networks.engines() == found
+
+
+class Sorted(nn.Module):
+    """Does what no packed file can."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.fc(x.mean(dim=(2, 3)).sort(dim=1).values)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_network_that_cannot_be_lowered_falls_back_with_a_note(monkeypatch):
+    monkeypatch.setattr(networks, "engines", lambda: ["billhook", "torch"])
+    time = latency.measure({"a": network(4), "b": Sorted()}, 8, threads=1)["b"]
+    assert time.engine == "torch"
+    assert time.note.startswith("milliseconds are those of PyTorch: billhook's runtime cannot run it: aten.sort")
+    assert time.as_dict()["note"] == time.note
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_engine_that_was_chosen_is_not_left(monkeypatch):
+    with pytest.raises(InputError, match="sort"):
+        latency.measure({"a": Sorted()}, 8, threads=1, engine="billhook")
+    monkeypatch.setattr(networks, "engines", lambda: ["billhook"])
+    assert latency.measure({"a": network(4)}, 8, threads=1, engine="torch")["a"].engine == "torch"
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_the_library_the_note_says_so(monkeypatch):
+    monkeypatch.setattr(networks.native, "available", lambda: False)
+    monkeypatch.setattr(networks.native, "reason", lambda: "it was not built")
+    monkeypatch.setattr(networks, "installed", lambda name: False)
+    time = latency.measure({"a": network(4)}, 8, threads=1)["a"]
+    assert (time.engine, time.note) == (
+        "torch", "milliseconds are those of PyTorch: the native library cannot be used (it was not built)",
+    )  # fmt: skip
+
+
+def test_failures_of_ours_that_are_no_refusals_are_not_hidden(monkeypatch):
+    def broken(*arguments):
+        raise RunError("a bug")
+
+    monkeypatch.setattr(networks, "_runs", broken)
+    monkeypatch.setattr(networks, "engines", lambda: ["billhook", "torch"])
+    with pytest.raises(RunError, match="a bug"):
+        latency.measure({"a": network(4)}, 8, threads=1)
 
 
 @pytest.mark.parametrize("bound", [12.0, 40.0, 77.0, 200.0])
@@ -82,6 +153,23 @@ def test_an_infeasible_latency_is_refused_before_any_work(monkeypatch, tmp_path)
     with pytest.raises(InfeasibleError, match="the smallest network takes"):
         bh.prune("tinycnn", "digits", method="l1", budget="latency<=0.0001ms", control="none", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_clock_stays_with_the_engine_of_the_dense_network(monkeypatch):
+    asked = []
+
+    def noting(networks, size, *, engine=None, patterns=None):
+        asked.append(engine)
+        milliseconds = count(networks[next(iter(networks))], size).macs / 1e6
+        return {name: latency.Latency(milliseconds, 9.0, "onnxruntime", 1, note="no library") for name in networks}
+
+    monkeypatch.setattr(latency, "measure", noting)
+    result = bh.prune("tinycnn", "digits", method="l1", budget="latency<=60%", epochs=1, images_per_class=10,
+                      control="none")  # fmt: skip
+    assert asked[0] is None
+    assert len(asked) > 3
+    assert set(asked[1:-1]) == {"onnxruntime"}
+    assert result.summary["notes"][0] == "no library"
 
 
 def test_the_clock_times_the_head_as_delivered(monkeypatch):

@@ -118,9 +118,10 @@ def test_what_weights_cannot_move_is_refused(budget, method):
         ready("ragged", method, budget)
 
 
-def test_latency_is_refused_with_a_reason():
-    with pytest.raises(UsageError, match="needs a runtime"):
-        ready("ragged", "crisp", "latency<=5ms")
+@pytest.mark.parametrize("method", ["magnitude", "saliency"])
+def test_latency_is_refused_for_zeros_in_no_pattern(method):
+    with pytest.raises(UsageError, match=f"the method '{method}' cannot move latency: zeros in no pattern"):
+        ready("ragged", method, "latency<=5ms")
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def main(folder: Path) -> None:
     except (RunError, ZeroDivisionError) as error:
         done["first"] = type(error).__name__
     done["any"] = [here.any(here.rank == 1), here.any(False)]
+    done["from_first"] = here.from_first(lambda: {"rank": here.rank})
     torch.save(done, folder / f"rank{here.rank}.pt")
 
 

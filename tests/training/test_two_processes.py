@@ -58,6 +58,11 @@ def test_a_failure_of_one_process_ends_all(ranks):
     assert [rank["first"] for rank in ranks] == ["ZeroDivisionError", "RunError"]
 
 
+@pytest.mark.slow
+def test_what_the_first_process_found_all_have(ranks):
+    assert [rank["from_first"] for rank in ranks] == [{"rank": 0}, {"rank": 0}]
+
+
 PRUNE = [
     *("prune", "tinycnn", "--data", "digits", "--classes", "1,2,3", "--method", "crisp"),
     *("--budget", "sparsity>=70%", "--epochs", "2", "--images-per-class", "40", "--batch-size", "16", "--json"),

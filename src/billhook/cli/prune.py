@@ -167,9 +167,7 @@ def _dry_run(recipe: Recipe, out: str | None, resume: bool, overwrite: bool, as_
     cells = [
         [
             str(row["quantity"]),
-            _plain(row["dense"]),
-            _plain(row["smallest"]),
-            _plain(row["asked"]),
+            *(_plain(row[key], str(row["quantity"])) for key in ("dense", "smallest", "asked")),
             "yes" if row["feasible"] else "no",
         ]
         for row in rows
@@ -183,6 +181,8 @@ def _dry_run(recipe: Recipe, out: str | None, resume: bool, overwrite: bool, as_
     return 0
 
 
-def _plain(value: object) -> str:
+def _plain(value: object, quantity: str) -> str:
     number = float(str(value))
+    if quantity == "latency":
+        return f"{number:.3g} ms"
     return f"{100 * number:.2f} %" if abs(number) <= 1 else f"{number:,.0f}"

@@ -30,7 +30,7 @@ class Accounting:
     """The arithmetic of one run's budgets.
 
     Args:
-        budgets: The inequalities.
+        budgets: The inequalities; one on latency is not counted here.
         targets: Layers that take the pattern.
         start: Weights that each target keeps before the budget is looked at (all of them, or what N:M leaves).
         dense: Totals of the dense network: ``macs``, ``effective_macs``, ``bytes``.
@@ -57,11 +57,6 @@ class Accounting:
         bytes_per_block: Callable[[Target], float] = lambda target: 0.0,
     ) -> None:
         for budget in budgets:
-            if budget.quantity == "latency":
-                raise UsageError(
-                    f"{budget} needs a runtime that skips zeros, which this version does not have",
-                    "ask for sparsity, effective_macs or bytes",
-                )
             if budget.quantity not in QUANTITIES:
                 raise UsageError(
                     f"the method '{method}' cannot move {budget.quantity}: it removes weights, not channels",
@@ -97,9 +92,10 @@ class Accounting:
         """``[n, Q]``: what removing ``weights[i]`` weights (and ``blocks`` block indices) of a layer saves."""
         per_weight = {"sparsity": 1.0, "effective_macs": float(target.positions), "bytes": self.bytes_per_weight}
         fixed = {"bytes": blocks * self.bytes_per_block(target)}
-        return np.stack(
-            [weights * per_weight[b.quantity] + fixed.get(b.quantity, 0.0) for b in self.budgets], axis=1
-        ).astype(np.float64)
+        saved = np.zeros((len(weights), len(self.budgets)))
+        for column, budget in enumerate(self.budgets):
+            saved[:, column] = weights * per_weight[budget.quantity] + fixed.get(budget.quantity, 0.0)
+        return saved
 
     def check(self, floor: Mapping[str, int], what: str) -> None:
         """Refuse budgets below what the method must leave.

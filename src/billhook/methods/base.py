@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -29,10 +30,12 @@ class Setting(Counted):
     Attributes:
         problem: What is asked.
         room: Device, precision, processes.
+        earlier: Directory of the interrupted run that goes on, with what it measured.
     """
 
     problem: Problem
     room: Room
+    earlier: Path | None = None
 
 
 @dataclass
@@ -68,6 +71,11 @@ class Plan(Protocol):
     steps: int
     share: float  # of the steps, before the last mask or removal
     distil: bool
+
+    @property
+    def documents(self) -> Mapping[str, Any]:
+        """What was measured for the plan, as JSON files of the run directory, by name: kept from the start on."""
+        ...
 
     def run(
         self,

@@ -15,6 +15,7 @@ from billhook.errors import InfeasibleError
 from billhook.methods.counted import Counted
 from billhook.methods.kept import Kept
 from billhook.surgery import plan_channels, remove_channels, slice_head
+from billhook.training.precision import Room
 
 CLOSE = 0.01
 """The search ends when its MACs are this close together, as a share."""
@@ -25,19 +26,22 @@ MARGIN = 0.98
 
 @dataclass
 class Clock:
-    """Milliseconds of networks against the dense one's.
+    """Milliseconds of networks against the dense one's, all in the engine that takes the dense one best.
 
     Args:
         counted: The dense network.
         size: Height and width of the image in pixels.
+        room: Of a run in several processes, which must all go by the same times.
     """
 
     counted: Counted
     size: int
+    room: Room | None = None
 
     def __post_init__(self) -> None:
         self.dense = self.delivered(self.counted.network.module)
-        self.dense_ms = latency.measure({"dense": self.dense}, self.size)["dense"].p50_ms
+        found = self._timed(self.dense, None)
+        self.dense_ms, self.engine, self.note = found.p50_ms, found.engine, found.note
 
     def delivered(self, module: nn.Module) -> nn.Module:
         """The network with the head as it will be delivered."""
@@ -52,7 +56,13 @@ class Clock:
 
     def of(self, small: nn.Module) -> float:
         """Milliseconds of a network with all outputs of its head, when it is delivered."""
-        return latency.measure({"small": self.delivered(small)}, self.size)["small"].p50_ms
+        return self._timed(self.delivered(small), self.engine).p50_ms
+
+    def _timed(self, module: nn.Module, engine: str | None) -> latency.Latency:
+        def work() -> latency.Latency:
+            return latency.measure({"network": module}, self.size, engine=engine)["network"]
+
+        return work() if self.room is None else self.room.from_first(work)
 
     def bound(self, budget: Budget) -> float:
         """The budget in milliseconds."""

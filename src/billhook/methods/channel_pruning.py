@@ -88,7 +88,7 @@ class ChannelPruningPlan(RemovalPlan):
         self.steps = self.steps_without(config.rounds * self.images)
         self.early = self._early()
         self.share = sum(steps for _, steps in self.early) / self.steps
-        self.notes = self._notes()
+        self.notes += self._notes()
 
     def _images(self, problem: Problem) -> int:
         if self.config.name not in ON_IMAGES:

@@ -144,11 +144,13 @@ class RemovalPlan(ABC):
         self.left_dense = limits.left_dense
         limits.check()
         self.feasible = limits.feasibility()
+        self.notes: list[str] = []
         if limits.clocked:
             setting.dense["latency_ms"] = limits.clock.dense_ms
+            self.notes += [limits.clock.note] if limits.clock.note else []
         train = setting.problem.train
         self.distil = train.distil if train.distil is not None else config.distil
-        self.notes: list[str] = []
+        self.documents: dict[str, Any] = {}
 
     def run(
         self,

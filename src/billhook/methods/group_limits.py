@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, InputError
+from billhook.methods.base import Setting
 from billhook.methods.ceilings import Costs
 from billhook.methods.channel_choice import check, choose_channels, feasibility, smallest
 from billhook.methods.channel_latency import Clock, within
@@ -112,7 +113,8 @@ class GroupLimits(ABC):
     @cached_property
     def clock(self) -> Clock:
         """Milliseconds on this machine; the dense network is timed when a latency is first asked for."""
-        return Clock(self.counted, self.counted.cost.input_size[0])
+        room = self.counted.room if isinstance(self.counted, Setting) else None
+        return Clock(self.counted, self.counted.cost.input_size[0], room)
 
     @property
     def bound(self) -> float:

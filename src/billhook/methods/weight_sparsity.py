@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from billhook import artifact
 from billhook.cost.budget import Budget
-from billhook.errors import InputError
+from billhook.errors import InputError, UsageError
 from billhook.formats import PatternInfo, index_width
 from billhook.methods.accounting import Accounting
 from billhook.methods.base import HistoryWriter, Outcome, Setting
 from billhook.methods.counted import Counted
 from billhook.methods.crisp import CRISP, HybridChooser
 from billhook.methods.gradual import GradualConfig, GradualMasks, count_passes, plan_images
+from billhook.methods.hybrid_latency import HybridClock
 from billhook.methods.targets import Target, find_targets
 from billhook.methods.unstructured import ThresholdChooser
 from billhook.models import place
@@ -49,9 +52,15 @@ class WeightSparsityLimits:
             if t.parameter not in own
         ]
         self.targets = [t for t in targets if t.parameter in own]
+        clocked = [budget for budget in budgets if budget.quantity == "latency"]
+        if clocked and pattern is None:
+            raise UsageError(
+                f"the method '{getattr(config, 'name', '')}' cannot move latency: zeros in no pattern are multiplied",
+                "take crisp, nm-only or block-only, or ask for sparsity, effective_macs or bytes",
+            )
         density = pattern.nm.density if pattern else 1.0
         self.accounting = Accounting(
-            budgets,
+            [budget for budget in budgets if budget not in clocked],
             self.targets,
             {t.name: round(t.weights * density) for t in self.targets},
             counted.dense,
@@ -66,8 +75,15 @@ class WeightSparsityLimits:
             what, hint = ("takes the pattern", "choose another N:M") if pattern else ("can be pruned", "")
             raise InputError(f"no layer of {counted.network.spec} {what} ({reasons})", hint)
         self.chooser: HybridChooser | ThresholdChooser
+        self.clock: HybridClock | None = None
         if isinstance(config, CRISP):
-            self.chooser = HybridChooser(self.targets, config, self.accounting)
+            self.chooser = chooser = HybridChooser(self.targets, config, self.accounting)
+            if clocked:
+                # Which blocks stay matters little to the time: those with the largest weights do here.
+                scores = {t.parameter: own[t.parameter].detach().abs() for t in self.targets}
+                self.clock = chooser.clock = HybridClock(
+                    counted, clocked[0], self.targets, chooser.pattern, lambda kept: chooser.keeping(scores, kept)
+                )
         else:
             self.chooser = ThresholdChooser(self.targets, self.accounting)
 
@@ -78,10 +94,13 @@ class WeightSparsityLimits:
             InfeasibleError: The budget is below what the method must leave.
         """
         self.accounting.check(self.chooser.floor(), self.chooser.limit)
+        if self.clock is not None:
+            self.clock.check(self.chooser.limit)
 
     def feasibility(self) -> list[dict[str, object]]:
         """One row per budget: dense, smallest reachable, asked, feasible."""
-        return self.accounting.feasibility(self.chooser.floor())
+        rows = self.accounting.feasibility(self.chooser.floor())
+        return rows if self.clock is None else [*rows, self.clock.row()]
 
     def _start_patterns(self) -> dict[str, PatternInfo]:
         """Patterns of the starting point, with any valid mask: its file has the size that the budget starts from."""
@@ -119,7 +138,9 @@ class WeightSparsityPlan:
         limits = WeightSparsityLimits(setting, problem.budgets, config)
         self.targets, self.left_dense, self.chooser = limits.targets, limits.left_dense, limits.chooser
         limits.check()
-        self.feasible = limits.feasibility()
+        self.feasible, self.clock = limits.feasibility(), limits.clock
+        if self.clock is not None:
+            setting.dense["latency_ms"] = self.clock.table.dense_ms
         self.notes = self.chooser.notes()
         images, self.steps = plan_images(config, problem)
         self.share = config.share
@@ -127,6 +148,11 @@ class WeightSparsityPlan:
         passes = count_passes(config)
         if config.score == "saliency" and images < min(config.saliency_images, len(problem.data.train)):
             self.notes.append(f"saliency uses {images} images per pass ({passes} in all), a fifth of the run's images")
+
+    @property
+    def documents(self) -> dict[str, Any]:
+        """The table of milliseconds, where there is a budget on them."""
+        return {} if self.clock is None else {artifact.LATENCY: self.clock.table.as_dict()}
 
     def run(
         self,

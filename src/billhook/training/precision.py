@@ -8,7 +8,7 @@ import functools
 import gc
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from billhook.errors import RunError
 
 Precision = Literal["auto", "fp32", "bf16"]
+_T = TypeVar("_T")
 
 
 @functools.cache
@@ -135,6 +136,20 @@ class Room:
             raise failure
         if failed:
             raise RunError("the first process failed", "its own message says why")
+
+    def from_first(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns in the first process, in all of them: of a measurement each would have its own.
+
+        Raises:
+            RunError: It failed; the first process raises what ``work`` raised.
+        """
+        found: list[Any] = []
+        self.first(lambda: found.append(work()))
+        if self.world > 1:
+            found = found or [None]
+            torch.distributed.broadcast_object_list(found, src=0, device=self.device)
+        result: _T = found[0]
+        return result
 
     @torch.no_grad()
     def agree(self, module: nn.Module) -> None:

@@ -62,7 +62,7 @@ class ChipNetPlan(RemovalPlan):
         early = self.gate_steps * config.batch_size / problem.train.batch_size
         self.steps = max(1, round(early) + self.fine_steps)
         self.share = early / self.steps
-        self.notes = self._notes()
+        self.notes += self._notes()
 
     @property
     def _level(self) -> Named:
