@@ -52,9 +52,14 @@ def cells(best: str) -> list[Step]:
     variants = [
         Step("l1-uniform-quick", "quick", {"name": "l1", "scope": "uniform"}, "macs<=50%"),
         Step("taylor-rounds-quick", "quick", {"name": "taylor", "rounds": 5}, "macs<=50%"),
+        Step("taylor-branches-quick", "quick", {"name": "taylor", "streams": False}, "macs<=50%"),
+        Step("taylor-branches-rounds-quick", "quick", {"name": "taylor", "streams": False, "rounds": 5}, "macs<=50%"),
         Step("slimming-no-penalty-quick", "quick", {"name": "slimming", "penalty": False}, "macs<=50%"),
     ]
-    longer = [Step(f"{best}-standard", "standard", {"name": best}, "macs<=50%")]
+    longer = [
+        Step(f"{best}-standard", "standard", {"name": best}, "macs<=50%"),
+        Step(f"{best}-branches-standard", "standard", {"name": best, "streams": False}, "macs<=50%"),
+    ]
     crisp = {"name": "crisp", "nm": "2:4", "block": 16}
     channels = {"name": best, "round_to": 4}
     pets = [
