@@ -158,6 +158,17 @@ def test_networks_that_lost_channels(spec: str, tmp_path: Path) -> None:
     check(slice_head(small, head, [5, 0]).eval(), size, tmp_path)
 
 
+@pytest.mark.parametrize("branches", [True, False])
+def test_what_is_left_of_shortcuts_may_be_zeros(branches: bool, tmp_path: Path) -> None:
+    """The first channel alone of every group: the shortcuts fill it with zeros. Added to a bias, they are a map."""
+    module = settle(build("resnet20", 7))
+    grouping = channel_groups(module, 32)
+    gone = [name for name, group in grouping.groups.items() if branches and group.branch is not None]
+    kept = {name: np.arange(0 if name in gone else 1) for name in grouping.groups}
+    kinds = check(remove_channels(module, plan_channels(module, grouping, kept)).eval(), 32, tmp_path)
+    assert kinds["add"] == (0 if branches else 7)  # of nine
+
+
 def test_convolutions_between_convolutions(tmp_path: Path) -> None:
     module = build("tinycnn", 5)
     shapes = {"conv2": PointwiseShape(8, 20), "conv3": PointwiseShape(None, 11), "conv4": PointwiseShape(30, None)}

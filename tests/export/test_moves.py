@@ -70,11 +70,28 @@ def test_random_moves(data: st.DataObject, shape: tuple[int, int, int]) -> None:
         # One is a copy of numbers; what is not there is -1 in the other.
         index, expected = move(index.double(), -1).long(), move(expected, 0)
     assert tuple(index.shape[1:]) == after
-    if bool((index < 0).all()):
-        with pytest.raises(InputError, match="nothing but zeros"):
+    zeros = bool((index < 0).all())
+    # Zeros alone are a gather, in rows and columns that some stride over the image gives.
+    steps = [max(1, side // count) for side, count in zip(shape[1:], after[1:], strict=True)]
+    if zeros and tuple(-(-side // step) for side, step in zip(shape[1:], steps, strict=True)) != after[1:]:
+        with pytest.raises(InputError, match="nothing but padding"):
             carried_out(builder, index, x)
         return
     assert torch.equal(carried_out(builder, index, x), expected)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(8, 1), (4, 2), (3, 3), (2, 4), (1, 8)])
+def test_zeros_alone_are_channels_of_none(side: int, stride: int) -> None:
+    builder = Builder((2, 8, 8))
+    x = torch.randn(1, 2, 8, 8) + 3
+    index = torch.full((1, 5, side, side), -1)
+    if side == 3:  # rounding down, 8 // 3 is 2, and every second row is four of them
+        with pytest.raises(InputError, match="nothing but padding"):
+            carried_out(builder, index, x)
+        return
+    assert torch.equal(carried_out(builder, index, x), torch.zeros(1, 5, side, side))
+    (gather,) = builder.operators
+    assert (gather.kind, gather.settings["stride"]) == ("gather", [stride, stride])
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from billhook.export.movements import is_pointwise
+from billhook.export.numbering import ZERO
 from billhook.export.pooling import POOLING, averaged
 from billhook.export.trace import refusal, shape_of
 from billhook.export.values import Form, Operand, View
@@ -124,9 +125,18 @@ def _add(low: Lowering, node: fx.Node, given: dict[str, Any], sign: float = 1.0)
     if not isinstance(second, View):
         shift = times * _per_channel(node, second, first)
         return scaled(low, node, first, torch.ones(1), shift)
+    # A shortcut whose channels were all removed adds zeros alone.
+    if first.shape == second.shape and _is_zero(second):
+        return first
+    if first.shape == second.shape and times == 1 and _is_zero(first):
+        return second
     if times != 1:
         second = scaled(low, node, second, torch.tensor([times], dtype=torch.float64), torch.zeros(1))
     return _of_two(low, node, "add", first, second)
+
+
+def _is_zero(view: View) -> bool:
+    return view.index is not None and bool((view.index == ZERO).all())
 
 
 def _sub(low: Lowering, node: fx.Node, given: dict[str, Any]) -> View:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from billhook.export.numbering import Axis, Numbering, Selection
+from billhook.export.numbering import ZERO, Axis, Numbering, Selection
 from billhook.export.trace import module_of, refusal
 from billhook.formats.graph import Operator
 
@@ -193,7 +193,7 @@ class Builder:
     def _map(self, view: View, index: Tensor, *, padded: bool = False) -> tuple[str, tuple[int, ...], bool]:
         sources = self.numbering.sources(index)
         if not sources:
-            raise refusal(view.node, "what is read is nothing but zeros", "leave it out of the network")
+            return self._zeros(view, index), NO_PADDING, False
         if len(sources) > 1:
             index = self._joined(view, index, sources)
         selection = self.numbering.select(index)
@@ -248,6 +248,17 @@ class Builder:
         shape = (len(selection.channels), -(-height // stride[0]), -(-width // stride[1]))
         return self.emit("gather", view.node, (selection.source,), shape, {"stride": list(stride)},
                          {"index": Operand(selection.channels)}, "gather")  # fmt: skip
+
+    def _zeros(self, view: View, index: Tensor) -> str:
+        """A map of nothing but zeros: channels that are none of those of another map, whose rows and columns fit."""
+        channels, height, width = index.shape
+        maps = [(name, shape) for name, shape in self.numbering.shapes.items() if len(shape) == 3]
+        for name, (_, high, wide) in reversed(maps):
+            stride = (max(1, high // height), max(1, wide // width))
+            if (-(-high // stride[0]), -(-wide // stride[1])) == (height, width) and bool((index == ZERO).all()):
+                return self.emit("gather", view.node, (name,), (channels, height, width), {"stride": list(stride)},
+                                 {"index": Operand(torch.full((channels,), ZERO))}, "gather")  # fmt: skip
+        raise refusal(view.node, "what is read is nothing but padding", "leave it out of the network")
 
     def _window(self, view: View, name: str, rows: Axis, columns: Axis) -> str:
         """Padding, cutting and striding by a depthwise convolution with a single one in its kernel."""
