@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
 import billhook as bh
 from billhook import artifact, latency
+from billhook.cli import run
 from billhook.errors import InfeasibleError, InputError, RunError, UsageError
 from billhook.latency.packed import LayerTimes
 from billhook.methods import hybrid_latency, weight_sparsity
@@ -308,13 +310,31 @@ def test_a_network_that_the_runtime_cannot_run_is_refused(monkeypatch):
         ready("ragged", "crisp", "latency<=5ms")
 
 
+def test_a_dry_run_shows_milliseconds(world, capsys):
+    words = [
+        "prune",
+        "tinycnn",
+        "--data",
+        "digits",
+        "--method",
+        "crisp",
+        "--budget",
+        "latency<=5ms",
+        "--control",
+        "none",
+    ]
+    assert run([*words, "--control", "none", "--images-per-class", "10", "--dry-run"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("latency"))
+    assert re.fullmatch(r"latency +1[0-9]\.\d ms +[01]\.\d+ ms +5 ms +yes", row)
+
+
 def pruning(out, **more):
     given = {"method": "crisp", "budget": "latency<=40%", "epochs": 1, "images_per_class": 10, "control": "none"}
     return bh.prune("tinycnn", "digits", out=out, **(given | more))
 
 
 def test_the_table_is_kept_from_the_start_and_read_again(world, monkeypatch, tmp_path):
-    run = tmp_path / "run"
+    place = tmp_path / "run"
 
     def fail(task, room):
         raise RunError("the lights went out")
@@ -322,29 +342,29 @@ def test_the_table_is_kept_from_the_start_and_read_again(world, monkeypatch, tmp
     with monkeypatch.context() as patch:
         patch.setattr(weight_sparsity, "fit", fail)
         with pytest.raises(RunError, match="lights"):
-            pruning(run)
-    kept = json.loads((run / artifact.LATENCY).read_text())
+            pruning(place)
+    kept = json.loads((place / artifact.LATENCY).read_text())
     assert world.tables == 1
     kept["dense_ms"] *= 0.9  # so that it is seen to be this one
-    (run / artifact.LATENCY).write_text(json.dumps(kept))
-    result = pruning(run, resume=True)
+    (place / artifact.LATENCY).write_text(json.dumps(kept))
+    result = pruning(place, resume=True)
     assert world.tables == 1
     assert result.met
-    assert json.loads((run / artifact.LATENCY).read_text()) == kept
+    assert json.loads((place / artifact.LATENCY).read_text()) == kept
     assert 0.94 * 0.4 * kept["dense_ms"] <= result.summary["pruned"]["latency_ms"] <= 0.4 * kept["dense_ms"]
 
 
 @pytest.mark.parametrize("damage", ["[", "{}", '{"about": {}}'])
 def test_a_table_that_does_not_fit_is_measured_again(world, monkeypatch, tmp_path, damage):
-    run = tmp_path / "run"
+    place = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(weight_sparsity, "fit", lambda task, room: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            pruning(run)
-    (run / artifact.LATENCY).write_text(damage)
-    assert pruning(run, resume=True).met
+            pruning(place)
+    (place / artifact.LATENCY).write_text(damage)
+    assert pruning(place, resume=True).met
     assert world.tables == 2
-    found = json.loads((run / artifact.LATENCY).read_text())
+    found = json.loads((place / artifact.LATENCY).read_text())
     assert LatencyTable.from_dict(found, found["about"]).dense_ms > 0
 
 

@@ -228,10 +228,9 @@ class HybridClock:
         self.threads, self.size = torch.get_num_threads(), counted.cost.input_size[0]
         self._room = counted.room if isinstance(counted, Setting) else None
         columns = {t.name: pattern.grid(t.outputs, t.taps, t.inputs).columns for t in targets}
-        self._levels, self._patterns = levels_of(columns, pattern), patterns
-        about = self._about(targets)
+        about, levels = self._about(targets), levels_of(columns, pattern)
         earlier = counted.earlier if isinstance(counted, Setting) else None
-        self.table = self._shared(lambda: _kept(earlier, about) or self._measured(about))
+        self.table = self._shared(lambda: _kept(earlier, about) or self._measured(levels, patterns, about))
         self.error = 1.0
 
     # ------------------------------------------------------------------ feasibility
@@ -306,9 +305,14 @@ class HybridClock:
             versions = {name: artifact.slice_patterns(found, counted.head, rows) for name, found in versions.items()}
         return self._packable.time(versions, self.threads)
 
-    def _measured(self, about: Mapping[str, Any]) -> LatencyTable:
-        versions = {level: self._patterns(kept) for level, kept in self._levels.items()}
-        return tabulate(self._levels, self._time({_DENSE: {}, **versions}), about)
+    def _measured(
+        self,
+        levels: Mapping[str, Mapping[str, int]],
+        patterns: Callable[[Mapping[str, int]], dict[str, PatternInfo]],
+        about: Mapping[str, Any],
+    ) -> LatencyTable:
+        versions = {level: patterns(kept) for level, kept in levels.items()}
+        return tabulate(levels, self._time({_DENSE: {}, **versions}), about)
 
     def _shared(self, work: Callable[[], _T]) -> _T:
         return work() if self._room is None else self._room.from_first(work)
