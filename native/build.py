@@ -62,10 +62,11 @@ def fingerprint(command: list[str], machine: str) -> str:
 
 def accepts(command: list[str], flags: list[str]) -> bool:
     """Whether the compiler knows all of these flags."""
-    done = subprocess.run(
-        [*command, *flags, "-x", "c++", "-fsyntax-only", "-"], input="int x;", capture_output=True, text=True
-    )
-    return done.returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cpp"
+        source.write_text("int x;\n")
+        words = [*command, "-Werror", *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        return subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
 
 
 def run(command: list[str]) -> None:

@@ -1,9 +1,13 @@
 #include "dispatch.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 
+#ifdef BILLHOOK_X86
+#include <cpuid.h>
+#endif
 
 namespace billhook {
 
@@ -45,18 +49,38 @@ Kernels kernels_of(int isa) {
     return kernels;
 }
 
-int detected() {
 #ifdef BILLHOOK_X86
-    // The builtin asks the operating system as well whether it saves the wide registers.
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return BH_PORTABLE;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
-        !__builtin_cpu_supports("avx512dq"))
-        return BH_AVX2;
+// Which wide registers the operating system saves: the low bits of XCR0.
+static unsigned saved_registers() {
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+// Asked of the CPU itself: the compilers' builtin for it needs a library of theirs.
+static int ask() {
+    unsigned a, b, c, d, b7, c7, d7;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return BH_PORTABLE;
+    constexpr unsigned OSXSAVE = 1u << 27, FMA = 1u << 12;
+    if (!(c & OSXSAVE) || !(c & FMA) || (saved_registers() & 0x06) != 0x06) return BH_PORTABLE;
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return BH_PORTABLE;
+    constexpr unsigned AVX2 = 1u << 5, F = 1u << 16, DQ = 1u << 17, BW = 1u << 30, VL = 1u << 31, ALL = F | DQ | BW | VL;
+    if (!(b7 & AVX2)) return BH_PORTABLE;
+    if ((b7 & ALL) != ALL || (saved_registers() & 0xe6) != 0xe6) return BH_AVX2;
 #ifndef BILLHOOK_NO_BF16
-    if (__builtin_cpu_supports("avx512bf16")) return BH_AVX512_BF16;
+    constexpr unsigned BF16 = 1u << 5;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & BF16)) return BH_AVX512_BF16;
 #endif
     return BH_AVX512;
+}
+#endif
+
+int detected() {
+#ifdef BILLHOOK_X86
+    static std::atomic<int> known{-1};
+    int best = known.load(std::memory_order_relaxed);
+    if (best < 0) known.store(best = ask(), std::memory_order_relaxed);
+    return best;
 #else
     return BH_PORTABLE;
 #endif
