@@ -77,8 +77,8 @@ def test_small_maps_keep_the_weights_in_the_cache(size, order):
     ("change", "split"),
     [
         ({}, 0),
-        ({"threads": 2}, 1),
-        ({"threads": 2, "outputs": 32}, 0),
+        ({"threads": 2}, 0),
+        ({"threads": 2, "height": 7, "width": 7}, 1),
         ({"threads": 2, "height": 56, "width": 56}, 0),
         ({"threads": 2, "outputs": 32, "height": 3, "width": 3}, 1),
         ({"threads": 16, "height": 28, "width": 28}, 1),

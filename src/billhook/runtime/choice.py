@@ -101,9 +101,8 @@ def guess(facts: Facts) -> Choice:
     groups = -(-facts.outputs // facts.lanes)
     rows, tile = _tiles(facts)[0]
     narrow = facts.height * facts.width <= 49
-    split = int(
-        facts.threads > 1 and (facts.height < 2 * facts.threads or (facts.width <= 14 and groups >= 2 * facts.threads))
-    )
+    # Shares of outputs read all inputs, half of which another core has just made: rows, where there are enough of them.
+    split = int(facts.threads > 1 and facts.height < 4 * facts.threads)
     common = Choice("dense" if dense else "hybrid", tile, rows, order=int(narrow), split=split)
     if dense:
         vectors = max(
