@@ -27,7 +27,7 @@ figures are modelled, for one image of 224 × 224 pixels, over the dense tensor 
 share of the block columns that is pruned in every layer that takes the pattern; every layer keeps at least one.
 Activations are taken to be half zeros where a design looks at them (the dual-side one alone).
 
-**Not beside them yet: what billhook's CPU runtime measures for the same networks.**
+What billhook's CPU runtime measures for the same networks is in [README.md](../benchmarks/README.md#runtime).
 """
 
 

@@ -34,7 +34,7 @@ def test_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
     gains = {row["design"]: row["speedup"] for row in rows if row["layer"] == "total"}
     assert {name for name, gain in gains.items() if gain != 1} == {"dstc"}
     assert any("no weight is zero" in note for note in found["notes"])
-    assert any("not beside it yet" in note.lower() for note in found["notes"])
+    assert any("modelled, not timed" in note.lower() for note in found["notes"])
 
 
 def test_one_pattern_on_a_spec(capsys: pytest.CaptureFixture[str]) -> None:

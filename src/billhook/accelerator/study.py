@@ -15,7 +15,7 @@ from billhook.accelerator.sweep import Choice, Sweep, apply_choice, as_rows
 if TYPE_CHECKING:
     from billhook.accelerator.workload import Workload
 
-NOT_MEASURED = "Not beside it yet: what our CPU runtime measures for the same network. The figures here are modelled."
+NOT_MEASURED = "Modelled, not timed: billhook bench times the CPU runtime on a run directory."
 
 
 def study(
