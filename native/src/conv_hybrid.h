@@ -73,7 +73,7 @@ struct Cell<bf16> {
 constexpr int sums_per_pixel(int pixels, int slots) { return pixels <= 3 ? slots : 1; }
 
 template <int R, int P, int S, class T>
-inline void hybrid_tile(const Conv<T> &conv, const Stream<T> &stream, Place place) {
+__attribute__((always_inline)) inline void hybrid_tile(const Conv<T> &conv, const Stream<T> &stream, Place place) {
     using C = Cell<T>;
     constexpr int K = sums_per_pixel(R * P, S), ITEM = S * C::PER_SLOT;
     const int group = place.channel / L;
@@ -123,7 +123,7 @@ template <int S, class T>
 void hybrid_share(const Context &context, const bh_step &step, int part, int parts) {
     const Conv<T> conv(context, step);
     const Stream<T> stream(context, step);
-    for_tiles(step, part, parts, L, hybrid_widest(S), [&](int rows, int pixels, Place place) {
+    for_tiles(step, part, parts, L, hybrid_widest(S), [&](int rows, int pixels, Place place) __attribute__((always_inline)) {
 #define BILLHOOK_CASE(R, P)                            \
     case (R)*100 + (P):                                \
         if constexpr ((R) * (P) <= hybrid_widest(S)) { \

@@ -107,19 +107,17 @@ inline void for_tiles(const bh_step &step, int part, int parts, int outputs, int
     const int across = (width + wanted - 1) / wanted, down = (height + rows - 1) / rows;
     const Range group = step.split == 1 ? share(groups, part, parts) : Range{0, groups};
     const Range line = step.split == 1 ? Range{0, down} : share(down, part, parts);
-    const auto row_of_tiles = [&](int d, int i, int g) {
-        const Range x = share(width, i, across);
-        const int y = d * rows, here = y + rows <= height ? rows : height - y;
-        tile(here, x.to - x.from, Place{y, x.from, g * outputs});
-    };
-    if (step.order == 1) {
-        for (int g = group.from; g < group.to; ++g)
-            for (int d = line.from; d < line.to; ++d)
-                for (int i = 0; i < across; ++i) row_of_tiles(d, i, g);
-    } else {
-        for (int d = line.from; d < line.to; ++d)
-            for (int i = 0; i < across; ++i)
-                for (int g = group.from; g < group.to; ++g) row_of_tiles(d, i, g);
+    // One loop with one call, so that everything is compiled into one function: a call for each tile would clear the upper
+    // halves of the registers each time.
+    const int groups_here = group.to - group.from, pieces = (line.to - line.from) * across;
+    const int outer = step.order == 1 ? groups_here : pieces, inner = step.order == 1 ? pieces : groups_here;
+    for (int o = 0; o < outer; ++o) {
+        for (int n = 0; n < inner; ++n) {
+            const int g = group.from + (step.order == 1 ? o : n), piece = step.order == 1 ? n : o;
+            const int y = (line.from + piece / across) * rows;
+            const Range x = share(width, piece % across, across);
+            tile(y + rows <= height ? rows : height - y, x.to - x.from, Place{y, x.from, g * outputs});
+        }
     }
 }
 
