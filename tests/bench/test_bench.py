@@ -114,8 +114,9 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
 
 def test_memory_is_that_of_the_process_alone(made: Path, tmp_path: Path) -> None:
     """A process is started by one that holds far more."""
+    engine = engine_or_skip("onnxruntime")
     source = write_onnx(networks_of(made).modules["dense"], (1, 3, 8, 8), tmp_path / "model.onnx")
-    subject = Subject(engine_or_skip("onnxruntime"), "dense", str(source), "f32")
+    subject = Subject(engine, "dense", str(source), "f32")
     ballast = np.ones(400_000_000, np.uint8)
     found = peak_memory(subject, SETUP)
     assert found is not None

@@ -102,7 +102,8 @@ def test_onnx_without_its_packages(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    there = {"onnx": object(), "onnxscript": None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there[name] if name in there else find(name))
     assert command(["export", str(folder), "--to", "onnx", *MODEL]) == 2
     assert capsys.readouterr().err == "error: onnxscript is not installed (pip install 'billhook[onnx]')\n"
 
