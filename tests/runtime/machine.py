@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from billhook.runtime import native
+from billhook.runtime.layout import View
 from billhook.runtime.packing import from_bf16, to_bf16
 from billhook.runtime.program import BF16, F32, Kind, ProgramStep, write_program
 
 Array = NDArray[Any]
 TOLERANCE = {F32: 2e-6, BF16: 8e-3}
-
-
-@dataclass(frozen=True)
-class View:
-    """``bh_view``."""
-
-    offset: int
-    height: int
-    width: int
-    channels: int
-    padded: int
-    pixel: int
-    row: int
-    top: int
-    left: int
-    bottom: int
-    right: int
-    type: int
 
 
 def up(value: int, unit: int) -> int:
