@@ -151,55 +151,18 @@ constexpr int dense_widest(int vectors) {
     return L == 16 ? (vectors == 4 ? 6 : vectors == 2 ? 14 : 16) : vectors == 4 ? 2 : vectors == 2 ? 6 : 8;
 }
 
+// A function of its own: compiled into the loop over tiles, its sums no longer stay in registers.
+template <int V, int R, int P, class T>
+__attribute__((noinline)) void dense_run(Shape<R, P>, const Conv<T> &conv, const unsigned char *weights, Place place) {
+    dense_tile<R, P, V>(conv, weights, place);
+}
+
 template <int V, class T>
 void dense_share(const Context &context, const bh_step &step, int part, int parts) {
     const Conv<T> conv(context, step);
     const unsigned char *weights = context.weights + step.values;
     for_tiles(step, part, parts, V * L, dense_widest(V), [&](int rows, int pixels, Place place) {
-#define BILLHOOK_CASE(R, P)                                                     \
-    case (R)*100 + (P):                                                         \
-        if constexpr ((R) * (P) <= dense_widest(V)) {                           \
-            dense_tile<R, P, V>(conv, weights, place);                          \
-            return;                                                             \
-        }                                                                       \
-        break
-        switch (rows * 100 + pixels) {
-            BILLHOOK_CASE(1, 1);
-            BILLHOOK_CASE(1, 2);
-            BILLHOOK_CASE(1, 3);
-            BILLHOOK_CASE(1, 4);
-            BILLHOOK_CASE(1, 5);
-            BILLHOOK_CASE(1, 6);
-            BILLHOOK_CASE(1, 7);
-            BILLHOOK_CASE(1, 8);
-            BILLHOOK_CASE(1, 9);
-            BILLHOOK_CASE(1, 10);
-            BILLHOOK_CASE(1, 11);
-            BILLHOOK_CASE(1, 12);
-            BILLHOOK_CASE(1, 13);
-            BILLHOOK_CASE(1, 14);
-            BILLHOOK_CASE(1, 15);
-            BILLHOOK_CASE(1, 16);
-            BILLHOOK_CASE(2, 7);
-            BILLHOOK_CASE(2, 8);
-            BILLHOOK_CASE(2, 4);
-            BILLHOOK_CASE(4, 4);
-            BILLHOOK_CASE(4, 2);
-        }
-#undef BILLHOOK_CASE
-        for (int r = 0; r < rows; ++r)
-            for (int p = 0; p < pixels;) {
-                const Place here{place.y + r, place.x + p, place.channel};
-                if constexpr (dense_widest(V) >= 4) {
-                    if (pixels - p >= 4) {
-                        dense_tile<1, 4, V>(conv, weights, here);
-                        p += 4;
-                        continue;
-                    }
-                }
-                dense_tile<1, 1, V>(conv, weights, here);
-                p += 1;
-            }
+        in_shape<dense_widest(V)>(rows, pixels, place, [&](auto shape, Place here) { dense_run<V>(shape, conv, weights, here); });
     });
 }
 

@@ -119,64 +119,19 @@ constexpr int hybrid_widest(int slots) { return L == 16 ? 16 : slots == 4 ? 6 : 
 constexpr int hybrid_widest(int) { return 4; }
 #endif
 
+template <int S, int R, int P, class T>
+__attribute__((always_inline)) inline void hybrid_run(Shape<R, P>, const Conv<T> &conv, const Stream<T> &stream, Place place) {
+    hybrid_tile<R, P, S>(conv, stream, place);
+}
+
 template <int S, class T>
 void hybrid_share(const Context &context, const bh_step &step, int part, int parts) {
     const Conv<T> conv(context, step);
     const Stream<T> stream(context, step);
     for_tiles(step, part, parts, L, hybrid_widest(S), [&](int rows, int pixels, Place place) __attribute__((always_inline)) {
-#define BILLHOOK_CASE(R, P)                            \
-    case (R)*100 + (P):                                \
-        if constexpr ((R) * (P) <= hybrid_widest(S)) { \
-            hybrid_tile<R, P, S>(conv, stream, place); \
-            return;                                    \
-        }                                              \
-        break
-        switch (rows * 100 + pixels) {
-            BILLHOOK_CASE(1, 1);
-            BILLHOOK_CASE(1, 2);
-            BILLHOOK_CASE(1, 3);
-            BILLHOOK_CASE(1, 4);
-            BILLHOOK_CASE(1, 5);
-            BILLHOOK_CASE(1, 6);
-            BILLHOOK_CASE(1, 7);
-            BILLHOOK_CASE(1, 8);
-#if defined(__AVX512F__)
-            BILLHOOK_CASE(1, 9);
-            BILLHOOK_CASE(1, 10);
-            BILLHOOK_CASE(1, 11);
-            BILLHOOK_CASE(1, 12);
-            BILLHOOK_CASE(1, 13);
-            BILLHOOK_CASE(1, 14);
-            BILLHOOK_CASE(1, 15);
-            BILLHOOK_CASE(1, 16);
-            BILLHOOK_CASE(2, 7);
-            BILLHOOK_CASE(2, 8);
-            BILLHOOK_CASE(4, 4);
-#endif
-            BILLHOOK_CASE(2, 4);
-            BILLHOOK_CASE(4, 2);
-        }
-#undef BILLHOOK_CASE
-        // No kernel of this shape: row by row, in pieces.
-        for (int r = 0; r < rows; ++r)
-            for (int p = 0; p < pixels;) {
-                const int left = pixels - p;
-                const Place here{place.y + r, place.x + p, place.channel};
-                if constexpr (hybrid_widest(S) >= 8) {
-                    if (left >= 8) {
-                        hybrid_tile<1, 8, S>(conv, stream, here);
-                        p += 8;
-                        continue;
-                    }
-                }
-                if (left >= 4) {
-                    hybrid_tile<1, 4, S>(conv, stream, here);
-                    p += 4;
-                } else {
-                    hybrid_tile<1, 1, S>(conv, stream, here);
-                    p += 1;
-                }
-            }
+        in_shape<hybrid_widest(S)>(rows, pixels, place, [&](auto shape, Place here) __attribute__((always_inline)) {
+            hybrid_run<S>(shape, conv, stream, here);
+        });
     });
 }
 

@@ -95,6 +95,67 @@ inline void emit(const Conv<T> &conv, Place place, Vec (&sum)[R * P * V]) {
     if (!conv.simple) finish(conv, place, R, P, V < vectors ? V : vectors);
 }
 
+// The shape of a tile, as a type: kernels are compiled for each.
+template <int R, int P>
+struct Shape {};
+
+// Calls `run(Shape<R, P>, place)` for a tile of this shape, of at most WIDEST pixels; where there is no kernel of it, row by row and
+// in pieces.
+template <int WIDEST, class Run>
+__attribute__((always_inline)) inline void in_shape(int rows, int pixels, Place place, const Run &run) {
+#define BILLHOOK_CASE(R, P)                \
+    case (R)*100 + (P):                    \
+        if constexpr ((R) * (P) <= WIDEST) { \
+            run(Shape<R, P>(), place);     \
+            return;                        \
+        }                                  \
+        break
+    switch (rows * 100 + pixels) {
+        BILLHOOK_CASE(1, 1);
+        BILLHOOK_CASE(1, 2);
+        BILLHOOK_CASE(1, 3);
+        BILLHOOK_CASE(1, 4);
+        BILLHOOK_CASE(1, 5);
+        BILLHOOK_CASE(1, 6);
+        BILLHOOK_CASE(1, 7);
+        BILLHOOK_CASE(1, 8);
+        BILLHOOK_CASE(1, 9);
+        BILLHOOK_CASE(1, 10);
+        BILLHOOK_CASE(1, 11);
+        BILLHOOK_CASE(1, 12);
+        BILLHOOK_CASE(1, 13);
+        BILLHOOK_CASE(1, 14);
+        BILLHOOK_CASE(1, 15);
+        BILLHOOK_CASE(1, 16);
+        BILLHOOK_CASE(2, 7);
+        BILLHOOK_CASE(2, 8);
+        BILLHOOK_CASE(4, 4);
+        BILLHOOK_CASE(2, 4);
+        BILLHOOK_CASE(4, 2);
+    }
+#undef BILLHOOK_CASE
+    for (int r = 0; r < rows; ++r)
+        for (int p = 0; p < pixels;) {
+            const Place here{place.y + r, place.x + p, place.channel};
+            if constexpr (WIDEST >= 8) {
+                if (pixels - p >= 8) {
+                    run(Shape<1, 8>(), here);
+                    p += 8;
+                    continue;
+                }
+            }
+            if constexpr (WIDEST >= 4) {
+                if (pixels - p >= 4) {
+                    run(Shape<1, 4>(), here);
+                    p += 4;
+                    continue;
+                }
+            }
+            run(Shape<1, 1>(), here);
+            p += 1;
+        }
+}
+
 // Runs `tile(rows, pixels, place)` for all tiles of a share, in the order that the planner chose. `outputs`: channels that one tile
 // makes; `one_row`: the widest tile of one row, `several`: of as many rows as the step says.
 template <class Tile>
