@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,16 @@ from billhook.rundir import RunDirectory
 
 PROTOCOLS = {"quick": {"limit_train": 5000, "epochs": 10}, "standard": {"limit_train": 15000, "epochs": 30}}
 """Those of docs/protocols.md."""
+
+CIFAR100 = {"mean": (0.5070, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2761)}
+"""What its dense networks were trained on."""
+
+RESNET56_CIFAR100 = {
+    "model": "resnet56,shortcut=conv",
+    "data": "cifar100",
+    "weights": "cifar100_resnet56_chenyaofo.safetensors",
+}
+"""The network that there are weights of: 72.63 %."""
 
 Summary = dict[str, Any]
 """Of a finished run."""
@@ -40,6 +50,7 @@ class Cell:
         weights: Their file; empty: named after data and model.
         classes: Kept classes; empty: all of them.
         seed: Of everything random.
+        train: Fields of the training recipe besides the epochs.
     """
 
     name: str
@@ -51,6 +62,7 @@ class Cell:
     weights: str = ""
     classes: tuple[str, ...] = ()
     seed: int = 0
+    train: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, root: Path, out: Path) -> dict[str, Any]:
         """What the run is asked.
@@ -63,13 +75,15 @@ class Cell:
         data: dict[str, Any] = {"source": str(root / self.data), "limit_train": protocol["limit_train"]}
         if self.classes:
             data["classes"] = list(self.classes)
+        if self.data == "cifar100":
+            data |= CIFAR100
         return {
             "model": self.model,
             "weights": str(root / "weights" / (self.weights or f"{self.data}_{self.model}.safetensors")),
             "data": data,
             "method": self.method,
             "budget": [self.budget],
-            "train": {"epochs": protocol["epochs"]},
+            "train": {"epochs": protocol["epochs"], **self.train},
             "seed": self.seed,
         }
 
@@ -88,6 +102,7 @@ def make_parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path(out))
     parser.add_argument("--only", default="", help="run only cells whose name holds that text")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--control", default="run", help="none: without the fine-tuned dense network (half the time)")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     return parser
 
@@ -97,20 +112,20 @@ def data_root() -> Path:
     return Path(os.environ["BILLHOOK_DATA"])
 
 
-def make_runs(cells: Sequence[Cell], arguments: argparse.Namespace, **more: Any) -> None:
+def make_runs(cells: Sequence[Cell], arguments: argparse.Namespace) -> None:
     """Run what is asked for and not there yet.
 
     Args:
         cells: In this order.
         arguments: Of :func:`make_parser`.
-        more: Entries of all recipes.
     """
     for cell in cells:
         place = RunDirectory(arguments.out / cell.name)
         if arguments.table or arguments.only not in cell.name or place.finished:
             continue
         print(f"== {cell.name}", flush=True)
-        content = cell.recipe(data_root(), arguments.out) | {"threads": arguments.threads} | more
+        asked = {"threads": arguments.threads, "control": arguments.control}
+        content = cell.recipe(data_root(), arguments.out) | asked
         resume = place.partial is not None and place.partial.is_dir()
         run_recipe(make_recipe(content), out=place.directory, resume=resume, progress=RichProgress())
 

@@ -87,10 +87,9 @@ def row(cell: Step, summary: Summary) -> list[str]:
 def main() -> None:
     parser = make_parser(__doc__, "runs/channels")
     parser.add_argument("--best", default="taylor", help="the baseline that goes on: best on validation images")
-    parser.add_argument("--control", default="run", help="none: without the fine-tuned dense network (half the time)")
     arguments = parser.parse_args()
     chosen = cells(arguments.best)
-    make_runs(chosen, arguments, control=arguments.control)
+    make_runs(chosen, arguments)
     print_runs(
         ["cell", "dense", "fine-tuned", "pruned", "MACs %", "params %", "kB", "seconds"], chosen, arguments.out, row
     )

@@ -22,27 +22,48 @@ from torch import nn
 from torch.nn import functional
 
 from billhook.cost.budget import parse_budgets
+from billhook.dense import make_train_recipe, train_dense
 from billhook.methods import count_network
 from billhook.methods.channel_limits import channel_cost
 from billhook.methods.chipnet import BudgetLoss, ChipNet, Gates, SoftCost, crispness, lay_out
 from billhook.models import build, open_network, place
+from billhook.progress import RichProgress
+from billhook.recipe import train_preset
+from billhook.rundir import RunDirectory
 from billhook.training.config import TrainConfig
 from billhook.training.optim import make_optimizer
 from billhook.training.precision import Room
-from cells import Cell, Summary, accuracies, left, make_parser, make_runs, print_runs
+from cells import (
+    CIFAR100,
+    RESNET56_CIFAR100,
+    Cell,
+    Summary,
+    accuracies,
+    data_root,
+    left,
+    make_parser,
+    make_runs,
+    print_runs,
+)
 
 BUDGETS = ("macs<=50%", "macs<=25%", "channels<=12.5%")
 EXTREME = ("channels<=6.25%", "volume<=6.25%", "params<=6.25%", "macs<=6.25%")
 SHORT = {"<=": "", "%": "", ".": ""}
 
 
+TWIN = "cifar10-dense-shortcut-conv"
+"""The CIFAR-100 network with a new head, trained on CIFAR-10: gates go between networks of the same architecture."""
+
+
 class GateCell(Cell):
-    """One run; ``transfer_from`` in its method names another cell."""
+    """One run; ``transfer_from`` in its method names another cell, the model ``TWIN`` the run that trained it."""
 
     def recipe(self, root: Path, out: Path) -> dict[str, Any]:
         recipe = super().recipe(root, out)
         if "transfer_from" in self.method:
             recipe["method"] = self.method | {"transfer_from": str(out / self.method["transfer_from"])}
+        if self.model == TWIN:
+            recipe |= {"model": str(out / TWIN), "weights": None}
         return recipe
 
 
@@ -59,30 +80,52 @@ def cells() -> list[GateCell]:
         "chipnet-independent": {"name": "chipnet", "coupling": "independent"},
         "chipnet-published": {"name": "chipnet", "initialise": "published", "distil_gates": False},
         "taylor": {"name": "taylor"},
+        "taylor-branches": {"name": "taylor", "streams": False},
         "l1": {"name": "l1"},
     }
+    networks: dict[str, dict[str, Any]] = {"cifar10": {}, "cifar100": RESNET56_CIFAR100}
     made = [
-        GateCell(f"{data}-{name}-{short(budget)}-{protocol}", protocol, method, budget, data=data)
+        GateCell(f"{data}-{name}-{short(budget)}-{protocol}", protocol, method, budget, **networks[data])
         for protocol in ("quick", "standard")
-        for data in ("cifar10", "cifar100")
+        for data in networks
         for budget in BUDGETS
         for name, method in methods.items()
         if protocol == "quick" or data == "cifar10"
     ]
+    gates: dict[str, Any] = {"name": "chipnet"}
+    twins: dict[str, dict[str, Any]] = {"cifar10": {"model": TWIN}, "cifar100": RESNET56_CIFAR100}
+    hosts = {"cifar10": "twin-chipnet-macs50-quick", "cifar100": "cifar100-chipnet-macs50-quick"}
+    made.append(GateCell(hosts["cifar10"], "quick", gates, "macs<=50%", model=TWIN))
     made += [
-        GateCell(f"{target}-from-{host}{mark}-quick", "quick", {"name": "chipnet"} | more, "macs<=50%", data=target)
+        GateCell(f"{target}-from-{host}{mark}-quick", "quick", gates | more, "macs<=50%", **twins[target])
         for host, target in (("cifar100", "cifar10"), ("cifar10", "cifar100"))
         for mark, more in (
-            ("", {"transfer_from": f"{host}-chipnet-macs50-quick"}),
-            ("-scratch", {"transfer_from": f"{host}-chipnet-macs50-quick", "scratch": True}),
+            ("", {"transfer_from": hosts[host]}),
+            ("-scratch", {"transfer_from": hosts[host], "scratch": True}),
         )
     ]
     made += [
-        GateCell(f"extreme-{short(budget)}-seed{seed}", "quick", {"name": "chipnet"}, budget, seed=seed)
+        GateCell(f"extreme-{short(budget)}-seed{seed}", "quick", gates, budget, seed=seed)
         for budget in EXTREME
         for seed in range(3)
     ]
     return made
+
+
+def train_twin(root: Path, out: Path, threads: int | None) -> None:
+    """The dense network that gates are taken to and from, unless it is there."""
+    place = RunDirectory(out / TWIN)
+    if place.finished:
+        return
+    content = {
+        "model": RESNET56_CIFAR100["model"],
+        "weights": str(root / "weights" / RESNET56_CIFAR100["weights"]),
+        "data": {"source": str(root / "cifar10"), "limit_train": 15000, **CIFAR100},
+        "train": train_preset("finetune") | {"epochs": 10},
+        "threads": threads,
+    }
+    resume = place.partial is not None and place.partial.is_dir()
+    train_dense(make_train_recipe(content), out / TWIN, resume, overwrite=False, progress=RichProgress())
 
 
 def row(cell: Cell, summary: Summary) -> list[str]:
@@ -162,6 +205,8 @@ def main() -> None:
     if arguments.step:
         time_steps(arguments.threads)
         return
+    if any(arguments.only in cell.name and cell.model == TWIN for cell in cells()) and not arguments.table:
+        train_twin(data_root(), arguments.out, arguments.threads)
     make_runs(cells(), arguments)
     header = ["cell", "dense", "fine-tuned", "pruned", "budget %", "MACs %", "params %", "seconds"]
     print_runs(header, cells(), arguments.out, row)

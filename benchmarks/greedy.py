@@ -30,6 +30,7 @@ from billhook.training.checkpoint import Journal
 from billhook.training.evaluate import evaluate
 from cells import (
     PROTOCOLS,
+    RESNET56_CIFAR100,
     Cell,
     Summary,
     accuracies,
@@ -41,8 +42,10 @@ from cells import (
     print_table,
 )
 
-METHODS = ("l1", "fp-backward", "fp-omp", "hbgs", "hbgts")
+METHODS = ("l1", "taylor", "fp-backward", "fp-omp", "hbgs", "hbgts")
 MODELS = ("resnet56", "resnet32")
+LESS = (63, 80, 90, 95)
+"""Percent of the parameters that go, on CIFAR-100."""
 
 STRAIGHT: dict[str, dict[str, Any]] = {
     "l1": {"name": "l1"},
@@ -70,12 +73,20 @@ STRAIGHT: dict[str, dict[str, Any]] = {
 
 
 def cells(budget: str) -> list[Cell]:
-    return [
+    """CIFAR-10 at one budget, CIFAR-100 at several."""
+    made = [
         Cell(f"{model}-{method}-{protocol}", protocol, {"name": method}, budget, model=model)
         for protocol in PROTOCOLS
         for model in MODELS
         for method in METHODS
     ]
+    wide: dict[str, Any] = RESNET56_CIFAR100
+    made += [
+        Cell(f"cifar100-{method}-{less}-quick", "quick", {"name": method}, f"params<={100 - less}%", **wide)
+        for less in LESS
+        for method in METHODS
+    ]
+    return made
 
 
 def row(cell: Cell, summary: Summary) -> list[str]:

@@ -91,7 +91,15 @@ def timeless(history):
 
 
 FULL = TrainConfig(
-    batch_size=12, lr=0.05, warmup=0.5, ema=0.9, clip=1.0, label_smoothing=0.1, distil_weight=0.5, temperature=3.0
+    batch_size=12,
+    lr=0.05,
+    warmup=0.5,
+    ema=0.9,
+    clip=1.0,
+    label_smoothing=0.1,
+    distil_weight=0.5,
+    temperature=3.0,
+    mixup=0.5,
 )
 
 

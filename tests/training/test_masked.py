@@ -174,3 +174,18 @@ def test_channels_last_weights_keep_their_layout():
     assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     masked.open()
     assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_network_that_changes_its_layout_afterwards_keeps_it():
+    """The loop places the network after the method was made: memory layout (and device) are those of the placed one."""
+    net = seeded(TinyNet)
+    masked = MaskedWeights(net, ["conv2.weight"])
+    net.to(memory_format=torch.channels_last)
+    weight = net.conv2.weight.detach().clone()
+    masked.set_masks({"conv2.weight": torch.rand(weight.shape) < 0.5})
+    for _ in range(2):
+        masked.close()
+        assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+        masked.open()
+        assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(net.conv2.weight, weight)

@@ -15,6 +15,9 @@ class TrainConfig(BaseModel):
     after every ``step_every`` epochs.
     ``recalibrate`` images replace BatchNorm's running statistics after the last step (0 keeps them).
     ``distil_features`` weighs the differences of feature maps (0: none) beside the loss on the outputs.
+    ``mixup`` blends every image of a batch with another, and their labels alike, in a share that each step draws from
+    Beta(mixup, mixup) (Zhang et al., 2018; 0: none, 1: any share alike). A teacher sees the same blends, on which it is
+    less sure of itself than on images that it was trained on (Beyer et al., 2022).
     ``distil`` null leaves the choice to the method (the control and ``billhook train`` then use none).
     """
 
@@ -32,6 +35,7 @@ class TrainConfig(BaseModel):
     step_every: float | None = Field(None, gt=0)
     factor: float = Field(0.1, gt=0, le=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     distil: bool | None = None

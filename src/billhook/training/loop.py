@@ -26,6 +26,7 @@ from billhook.training.config import TrainConfig
 from billhook.training.distil import Hints, distillation_loss
 from billhook.training.evaluate import evaluate
 from billhook.training.interrupt import Interrupts
+from billhook.training.mixup import Blend
 from billhook.training.optim import learning_rate, make_optimizer
 from billhook.training.plugin import Plugin
 from billhook.training.precision import Room
@@ -170,6 +171,9 @@ class _Fit:
     def _step(self, images: Tensor, labels: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         config = self.config
         images, labels = images.to(self.room.device), labels.to(self.room.device)
+        blend = Blend(config.mixup, len(images)) if config.mixup else None
+        if blend is not None:
+            images = blend.images(images)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
         with self.room.autocast():
@@ -181,7 +185,11 @@ class _Fit:
                 with torch.no_grad():
                     teacher_logits = self.teacher(images)
         logits = logits.float()
-        loss = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+        def wrong(labels: Tensor) -> Tensor:
+            return functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+        loss = wrong(labels) if blend is None else blend.loss(wrong, labels)
         if teacher_logits is not None:
             soft = distillation_loss(logits, teacher_logits, config.temperature)
             loss = (1 - config.distil_weight) * loss + config.distil_weight * soft

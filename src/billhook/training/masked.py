@@ -28,7 +28,7 @@ class MaskedWeights:
     def __init__(self, module: nn.Module, names: Iterable[str], rate: float = 1.0, decay: float = 0.0) -> None:
         parameters = dict(module.named_parameters())
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in names}
-        self.latent: dict[str, Tensor] = {name: p.data for name, p in self.parameters.items()}
+        self._latent: dict[str, Tensor] = {}
         self.masks: dict[str, Tensor] = {}
         self.rate = rate
         self.decay = decay
@@ -36,6 +36,11 @@ class MaskedWeights:
         self._effective: dict[str, Tensor] = {}
         self._keep: dict[str, Tensor] = {}
         self._gate: dict[str, Tensor] = {}
+
+    @property
+    def latent(self) -> dict[str, Tensor]:
+        """The weights without their masks; those of the network until it has any."""
+        return {name: self._latent.get(name, parameter.data) for name, parameter in self.parameters.items()}
 
     def set_masks(self, masks: Mapping[str, Tensor]) -> tuple[int, int]:
         """Take new boolean masks in the parameters' own shapes.
@@ -45,7 +50,8 @@ class MaskedWeights:
         """
         changed = returned = 0
         for name, mask in masks.items():
-            latent = self.latent[name]
+            # Taken only now: the network may have moved, or changed its memory layout, since it was handed over.
+            latent = self._latent.setdefault(name, self.parameters[name].data)
             mask = mask.to(latent.device)
             old = self.masks.get(name)
             if old is not None:
@@ -63,7 +69,7 @@ class MaskedWeights:
         """Fix the masks for good: closed weights become zero and get no gradient from here on."""
         self.frozen = True
         for name, keep in self._keep.items():
-            self.latent[name].mul_(keep)
+            self._latent[name].mul_(keep)
 
     @torch.no_grad()
     def close(self) -> None:
@@ -71,16 +77,16 @@ class MaskedWeights:
         for name, keep in self._keep.items():
             if self.frozen:
                 # Without a gradient, the optimiser's momentum from before the freeze still moves closed weights.
-                self.latent[name].mul_(keep)
+                self._latent[name].mul_(keep)
                 continue
-            torch.mul(self.latent[name], keep, out=self._effective[name])
+            torch.mul(self._latent[name], keep, out=self._effective[name])
             self.parameters[name].data = self._effective[name]
 
     @torch.no_grad()
     def open(self) -> None:
         """Put the latent weights back for the optimiser and turn the gradient into the straight-through one."""
         for name, keep in self._keep.items():
-            parameter, latent = self.parameters[name], self.latent[name]
+            parameter, latent = self.parameters[name], self._latent[name]
             if parameter.grad is not None:
                 if self.frozen:
                     parameter.grad.mul_(keep)
@@ -97,6 +103,6 @@ class MaskedWeights:
 
     def load_state_dict(self, state: Mapping[str, Tensor], frozen: bool) -> None:
         """Take the masks of a saved run back; the latent weights must be in the parameters."""
-        self.latent = {name: p.data for name, p in self.parameters.items()}
+        self._latent = {}
         self.set_masks({name: mask.bool() for name, mask in state.items()})
         self.frozen = frozen
