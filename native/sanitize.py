@@ -81,11 +81,17 @@ def compiled(kind: str, folder: Path) -> Path:
     return target
 
 
+def asked(arguments: list[str]) -> list[str]:
+    """Kinds of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    # argparse holds a default against the choices as a whole, so the empty list is one of them.
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], default=[])
+    return parser.parse_args(arguments).kinds or ["address", "thread"]
+
+
 def main() -> int:
     """Returns 0 when nothing was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], default=["address", "thread"])
-    options = parser.parse_args()
+    kinds = asked(sys.argv[1:])
     environment = os.environ | {
         # A program may ask for a large arena: that it is refused is part of the test.
         "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1",
@@ -95,7 +101,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind in options.kinds:
+        for kind in kinds:
             emulator = [path for path in map(shutil.which, EMULATORS) if path][:1] if kind == "arm64" else []
             print(f"{kind}: building", flush=True)
             try:

@@ -29,13 +29,17 @@ exit 0
 """
 
 
-def load_build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("native_build_under_test", ROOT / "native" / "build.py")
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"native_{name}_under_test", ROOT / "native" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_build() -> ModuleType:
+    return load_script("build")
 
 
 @pytest.fixture
@@ -191,3 +195,12 @@ def test_arm64_under_emulation():
     done = subprocess.run(command, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 programs, 0 failures" in done.stdout
+
+
+def test_what_the_sanitizers_are_asked_for(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    asked = load_script("sanitize").asked
+    assert asked([]) == ["address", "thread"]
+    assert asked(["plain", "arm64"]) == ["plain", "arm64"]
+    with pytest.raises(SystemExit):
+        asked(["memory"])
