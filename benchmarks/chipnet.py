@@ -77,6 +77,7 @@ def cells() -> list[GateCell]:
     """Hosts of transferred gates come before those that take them."""
     methods: dict[str, dict[str, Any]] = {
         "chipnet": {"name": "chipnet"},
+        "chipnet-branches": {"name": "chipnet", "streams": False},
         "chipnet-independent": {"name": "chipnet", "coupling": "independent"},
         "chipnet-published": {"name": "chipnet", "initialise": "published", "distil_gates": False},
         "taylor": {"name": "taylor"},

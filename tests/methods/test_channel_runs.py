@@ -52,6 +52,25 @@ def test_images_for_scores_are_paid_for(method):
     assert trained + 2 * 24 == pytest.approx(problem.images, rel=1 / problem.steps)
 
 
+@pytest.mark.parametrize("method", ["l1", "taylor"])
+@pytest.mark.parametrize("network", ["mobilenet_v2", "tiny"])
+def test_readers_make_up_for_what_goes(network, method):
+    """The same budget and the same proofs with compensation, in one removal and in two."""
+    size = SIZES.get(network, 8)
+    for rounds in (1, 2):
+        asked = {"size": size, "compensation": "next-layer", "calibration": 16, "rounds": rounds}
+        done = carry_out(ready(network, method, "params<=50%", **asked))
+        check_conformance(done)
+
+
+def test_images_for_compensation_are_paid_for():
+    """A forward pass is a third of a training step."""
+    prepared = ready("tiny", "l1", "macs<=40%", compensation="next-layer", calibration=30, rounds=2, epochs=10.0)
+    problem = prepared.setting.problem
+    trained = prepared.plan.steps / problem.steps * problem.images
+    assert trained + 2 * 30 / 3 == pytest.approx(problem.images, rel=1 / problem.steps)
+
+
 def test_layers_that_keep_their_channels_say_why():
     left = ready("tiny", "l1", "macs<=40%").plan.left_dense
     assert any("output" in entry["reason"] for entry in left)

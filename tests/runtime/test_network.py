@@ -278,6 +278,43 @@ def test_what_cannot_be_loaded(tmp_path, file):
             load(file, plan="default", **arguments)
 
 
+@pytest.mark.parametrize("wrong", [{"path": None}, {"path": 3}, {"path": "a\0b"}, {"plan": None}, {"plan": False}])
+def test_what_is_no_path(file, wrong):
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+        load(**({"path": file, "plan": "default"} | wrong))
+
+
+def one_map(shape: tuple[int, int, int], *windows: tuple[tuple[int, int, int, int], tuple[int, int]]) -> Building:
+    """Pointwise convolutions of the image, activated so that vectors are filled up; (padding, stride) of each."""
+    net = Building(shape)
+    x = net.add("relu", "x", "image")
+    parts = [net.conv(x, 1, 1, stride, padding) for padding, stride in windows] or [x]
+    net.add("flatten", net.add("concat", [net.add("globalavgpool", part) for part in [*parts, parts[0]]]))
+    return net
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (one_map((1, 1, 1 << 27)), "the map .* takes 8589934592 bytes"),
+        # Each window keeps to the limits of the file; together they ask for a halo of 2^30 pixels.
+        (
+            one_map((1, 1, 1), ((1 << 14, 0, 1 << 14, 0), (1 << 15, 1)), ((0, 1 << 14, 0, 1 << 14), (1, 1 << 15))),
+            "the map .* takes 68723671104 bytes",
+        ),
+    ],
+    ids=["a row longer than 32 bits", "halos"],
+)
+def test_a_tiny_file_cannot_ask_for_all_memory(net, reason, tmp_path):
+    path = tmp_path / "large.safetensors"
+    graph = Graph("x", net.shape, tuple(net.operators), net.operators[-1].output)
+    write_network(path, graph, net.tensors, {})
+    assert path.stat().st_size < 4096
+    with pytest.raises(InputError, match=rf"large\.safetensors: {reason}"):
+        load(path, plan="default")
+
+
 @needs_library
 def test_a_plan_that_is_not_there(file, tmp_path):
     with pytest.raises(InputError, match="cannot be used"):

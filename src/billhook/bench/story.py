@@ -30,6 +30,7 @@ AGAINST = ("onnxruntime", "openvino", "torch")
 NEEDS = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "torch": ("torch",)}
 BLOCKS = 10
 SECONDS = 2.0
+MOST_SECONDS = 86400.0
 
 
 def bench(
@@ -68,8 +69,11 @@ def bench(
         RunError: Nothing could be timed, or the results cannot be written.
     """
     chosen, notes = engines(against)
-    if batch < 1 or seconds <= 0 or (threads is not None and threads < 1):
-        raise UsageError(f"batch {batch}, threads {threads}, seconds {seconds}: not above zero", "see --help")
+    # NaN and infinity are neither.
+    if batch < 1 or not 0 < seconds <= MOST_SECONDS or (threads is not None and threads < 1):
+        raise UsageError(
+            f"batch {batch}, threads {threads}, seconds {seconds}: not above zero, or more than a day", "see --help"
+        )
     directory, progress = Path(directory), progress or Progress()
     networks = networks_of(directory, model)
     threads = threads or all_cores()

@@ -11,6 +11,7 @@ from billhook.compensation.next_layer import (
     select_by_activations,
     taken_up,
 )
+from billhook.compensation.next_layer_network import make_up
 from billhook.compensation.omp import fp_omp
 from billhook.compensation.pointwise import Pointwise, Side, opened
 from billhook.compensation.pointwise_network import (
@@ -45,6 +46,7 @@ __all__ = [
     "group_filters",
     "input_slices",
     "insert_pointwise",
+    "make_up",
     "opened",
     "output_filters",
     "pointwise_layers",

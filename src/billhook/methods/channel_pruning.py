@@ -10,19 +10,19 @@ from typing import Any, Literal, get_args
 from pydantic import Field, create_model
 from torch import nn
 
+from billhook.compensation import make_up
 from billhook.cost.budget import Budget
-from billhook.data import ImageSet
 from billhook.methods.base import Outcome, Setting
 from billhook.methods.channel_choice import Scope, choose_channels
 from billhook.methods.channel_limits import ChannelLimits, channel_cost
-from billhook.methods.channel_run import ChannelRun, RemovalPlan
+from billhook.methods.channel_run import FORWARD, ChannelRun, RemovalPlan, short_note
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.floor import RemovalConfig
 from billhook.methods.kept import Kept, how_many
 from billhook.methods.slimming import L1Scales, strength
 from billhook.models import place
 from billhook.problem import Problem
-from billhook.scores import ChannelScore, channel_scores, normalised, saliency_images, without_batchnorm
+from billhook.scores import ChannelScore, channel_scores, normalised, without_batchnorm
 from billhook.surgery import ChannelPlan, plan_channels
 
 IMAGES_SHARE = 0.2
@@ -44,6 +44,10 @@ class ChannelConfig(RemovalConfig):
     rate: float = Field(0.2, gt=0, le=1, description="learning rate before the last removal, as a share of train.lr")
     images: int = Field(1024, ge=1, description="images per scoring (taylor, activation); counted as images trained")
     micro_batch: int = Field(16, ge=1, description="images per gradient (taylor)")
+    compensation: Literal["next-layer", "none"] = Field(
+        "none", description="whether the weights that read removed channels make up for them, by least squares"
+    )
+    calibration: int = Field(256, ge=2, description="images that compensation is fitted on, in every round")
 
 
 class SlimmingConfig(ChannelConfig):
@@ -84,17 +88,24 @@ class ChannelPruningPlan(RemovalPlan):
     def __init__(self, setting: Setting, config: ChannelConfig) -> None:
         problem = setting.problem
         super().__init__(setting, config, ChannelLimits(setting, problem.budgets, config))
-        self.images = self._images(problem)
-        self.steps = self.steps_without(config.rounds * self.images)
+        self.scored = self._scored(problem)
+        self.calibration = self._calibration(problem)
+        self.steps = self.steps_without(config.rounds * (self.scored + FORWARD * self.calibration))
         self.early = self._early()
         self.share = sum(steps for _, steps in self.early) / self.steps
         self.notes += self._notes()
 
-    def _images(self, problem: Problem) -> int:
+    def _scored(self, problem: Problem) -> int:
         if self.config.name not in ON_IMAGES:
             return 0
         allowed = int(IMAGES_SHARE * problem.images / self.config.rounds)
         return max(1, min(self.config.images, len(problem.data.train), allowed))
+
+    def _calibration(self, problem: Problem) -> int:
+        if self.config.compensation == "none":
+            return 0
+        allowed = int(IMAGES_SHARE * problem.images / (self.config.rounds * FORWARD))
+        return max(2, min(self.config.calibration, len(problem.data.train), allowed))
 
     def _early(self) -> list[tuple[str, int]]:
         """Phases before the last removal, and their steps."""
@@ -108,8 +119,8 @@ class ChannelPruningPlan(RemovalPlan):
     def _notes(self) -> list[str]:
         notes = []
         config = self.config
-        if self.images and self.images < min(config.images, len(self.setting.problem.data.train)):
-            notes.append(f"{config.name} scores on {self.images} images, a fifth of the run's images at most")
+        if self.scored and self.scored < min(config.images, len(self.setting.problem.data.train)):
+            notes.append(f"{config.name} scores on {self.scored} images, a fifth of the run's images at most")
         if config.name == "slimming":
             bare = without_batchnorm(self.setting.network.module, self.limits.grouping)
             if bare:
@@ -141,7 +152,7 @@ class ChannelPruningPlan(RemovalPlan):
         """What goes of the network, and what it costs without.
 
         Args:
-            module: The network as it is now.
+            module: The network as it is now; with compensation, readers of what goes have taken it up afterwards.
             number: Of the removal; from 1.
         """
         setting, config = self.setting, self.config
@@ -151,9 +162,7 @@ class ChannelPruningPlan(RemovalPlan):
             network = replace(setting.network, module=copy.deepcopy(module).cpu())
             counted = count_network(network, problem.preprocess.input_size, setting.rows)
         grouping, cost = counted.groups(), channel_cost(counted)
-        images: ImageSet | None = None
-        if self.images:
-            images = saliency_images(problem.data.train, self.images, problem.seed, number)
+        images = self.images(self.scored, number) if self.scored else None
         place(module, room.device, problem.train.channels_last)
         scores = channel_scores(
             config.name,
@@ -183,4 +192,6 @@ class ChannelPruningPlan(RemovalPlan):
             )
 
         kept = choose(self.limits.in_macs_of(counted, cost, choose), fraction)
+        if self.calibration and make_up(module, grouping, kept, self.bare(self.images(self.calibration, number))):
+            self.notes.append(short_note(self.calibration))
         return plan_channels(module, grouping, kept), cost.totals(how_many(kept))

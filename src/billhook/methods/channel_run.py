@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from billhook.data import ImageSet
 from billhook.methods.base import HistoryWriter, Outcome, Setting
 from billhook.methods.floor import RemovalConfig
 from billhook.methods.group_limits import GroupLimits
 from billhook.progress import Progress
+from billhook.scores import saliency_images
 from billhook.surgery import ChannelPlan, expand_channels, remove_channels
 from billhook.training.checkpoint import Journal
 from billhook.training.config import TrainConfig
 from billhook.training.loop import fit
 from billhook.training.plugin import Plugin
+
+FORWARD = 1 / 3
+"""A forward pass of an image costs about a third of a training step on it, and counts as that much of an image."""
+
+BATCH = 64
+
+Batches = Callable[[], Iterable[Tensor]]
+"""Images, anew with each call, on the network's device."""
 
 
 @dataclass
@@ -181,3 +191,36 @@ class RemovalPlan(ABC):
         train = self.setting.problem.train
         changes = {"schedule": "constant", "warmup": 0.0, "lr": rate * train.lr, "recalibrate": 0}
         return train.model_copy(update=changes)
+
+    # ------------------------------------------------------------------ images
+    def images(self, count: int, draw: int) -> ImageSet:
+        """So many images of the training split: of the kept classes, that is."""
+        problem = self.setting.problem
+        return saliency_images(problem.data.train, count, problem.seed, draw)
+
+    def labelled(self, images: ImageSet) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
+        """Batches with labels, by their size."""
+        device = self.setting.room.device
+
+        def batches(size: int) -> Iterable[tuple[Tensor, Tensor]]:
+            for batch in images.batches(size, self.setting.problem.preprocess, channels_last=self._layout):
+                yield batch.images.to(device), batch.labels.to(device)
+
+        return batches
+
+    def bare(self, images: ImageSet) -> Batches:
+        """Batches of images alone."""
+        labelled = self.labelled(images)
+        return lambda: (batch for batch, _ in labelled(BATCH))
+
+    @property
+    def _layout(self) -> bool:
+        return self.setting.problem.train.channels_last
+
+
+def short_note(images: int) -> str:
+    """A warning."""
+    return (
+        f"some channel groups have readers with fewer calibration samples than channels ({images} images): "
+        "a ridge makes up for it; raise calibration"
+    )

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from billhook.errors import InputError
+from billhook.formats.rules import MAX_ELEMENTS, MAX_TOTAL, short
 from billhook.runtime.fuse import Fused, Step, halo
 
 ALIGN = 64
@@ -18,6 +20,10 @@ UNIT = 16
 """Elements: channels of a slice and of a pixel begin at multiples of it."""
 ALIASING = 4096
 """Bytes: addresses that far apart compete for the same lines of the first cache."""
+LARGEST_MAP = 2 * MAX_ELEMENTS
+"""Elements of one map with its halo, channels filled up: a value may have half as many, and steps count them in 32 bits."""
+LARGEST_ARENA = MAX_TOTAL
+"""Elements of all maps that are there at a time."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,10 @@ def lay_out(
         options: See there.
         narrow: The image is only read number by number: nothing fills its few channels up to a vector, so that the
             taps of a row are one run.
+
+    Raises:
+        InputError: A map, or all of them, would take more than any sound network needs. Halos and vectors may make more of
+            a value than the file says: a few bytes must not ask for all memory.
     """
     options = options or Options()
     buffers = _Buffers(fused)
@@ -136,7 +146,13 @@ def lay_out(
         (b.halo[0] + b.height + b.halo[2]) * (b.halo[1] + b.width + b.halo[3]) * pixel * size
         for b, pixel in zip(whole, strides, strict=True)
     ]
+    for buffer, taken in zip(whole, sizes, strict=True):
+        if taken > LARGEST_MAP * size:
+            name = next(iter(buffer.members))
+            raise _too_large(f"the map {short(name)}, padded and filled up to vectors, takes {taken} bytes")
     offsets, arena = place(sizes, [(buffer.first, buffer.last) for buffer in whole])
+    if arena > LARGEST_ARENA * size:
+        raise _too_large(f"its maps take {arena} bytes at a time")
     views = {}
     for buffer, pixel, offset in zip(whole, strides, offsets, strict=True):
         top, left, bottom, right = buffer.halo
@@ -317,6 +333,13 @@ def _terms(step: Step) -> tuple[str, ...]:
     if step.kind == "add":
         return step.inputs
     return step.inputs[:1] if step.kind in ("multiply", "scale", "unary") else ()
+
+
+def _too_large(reason: str) -> InputError:
+    return InputError(
+        f"{reason}; native kernels take {LARGEST_MAP} numbers in one map, {LARGEST_ARENA} in all",
+        "a smaller image, or BILLHOOK_NATIVE=0, which runs it in numpy",
+    )
 
 
 def _pixel(buffer: _Buffer, lanes: int, size: int, options: Options) -> int:

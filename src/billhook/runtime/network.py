@@ -99,7 +99,10 @@ class Network:
         """
         if layout not in ("NCHW", "NHWC"):
             raise UsageError(f"unknown layout {layout!r}", nearest(str(layout), ("NCHW", "NHWC")))
-        x = np.asarray(x)
+        try:
+            x = np.asarray(x)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"this {type(x).__name__} is no array: {error}", "give numbers of one shape") from error
         channels, height, width = self.shape
         shape = self.shape if layout == "NCHW" else (height, width, channels)
         if x.shape[-3:] != shape or x.ndim not in (3, 4):
@@ -214,6 +217,9 @@ def load(
         raise UsageError(f"threads is {threads!r}", "give a whole number from 1 on")
     if isa is not None and isa not in native.ISAS:
         raise UsageError(f"unknown instruction set {isa!r}", nearest(str(isa), native.ISAS))
+    for what, value in (("path", path), ("plan", plan)):
+        if not isinstance(value, str | os.PathLike) or "\0" in os.fspath(value):
+            raise UsageError(f"{what} is {value!r}", "give the path of a file" + ", auto or default" * (what == "plan"))
     file = _file(Path(path))
     network = read_network(file)
     if not native.available():

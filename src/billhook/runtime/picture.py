@@ -48,7 +48,7 @@ def _open(image: Any, module: Any) -> Image.Image:
         return image  # type: ignore[no-any-return]
     if isinstance(image, np.ndarray):
         flat = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-        if image.dtype != np.uint8 or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[2] == 3)):
+        if image.dtype != np.uint8 or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[2] == 3)) or not image.size:
             raise UsageError(f"{image.dtype} {list(image.shape)} is no image", "give uint8 [H, W, 3] or [H, W]")
         return module.fromarray(flat)  # type: ignore[no-any-return]
     if isinstance(image, bytes | bytearray | memoryview):

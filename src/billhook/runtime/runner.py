@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from billhook.errors import RunError, UsageError
+from billhook.errors import InputError, RunError, UsageError
 from billhook.formats import PackedNetwork
 from billhook.runtime import native, planner, reference
 from billhook.runtime.compile import Compiled, Compiler, Precision, scaling
@@ -61,7 +63,7 @@ class Native:
 
     Raises:
         UsageError: The instruction set is unknown, not there, or does not have the precision.
-        InputError: The plan cannot be used.
+        InputError: The plan cannot be used, or the network asks for more than native kernels take; names the file.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Native:
         number = _instruction_set(isa, precision)
         self.isa, self.precision = native.ISAS[number], precision
         self._number, self._image = number, example(network.graph.shape)
-        compiler = Compiler(network, native.lanes(number), precision, threads, options)
+        self._file = file
+        with _naming(file):
+            compiler = Compiler(network, native.lanes(number), precision, threads, options)
         self._plan = self._planned(compiler, file, plan)
         self._compiled = compiler.compile(self._plan.choices)
         self._net = self._open(self._compiled)
@@ -101,7 +105,8 @@ class Native:
         return self._compiled.program
 
     def _open(self, compiled: Compiled) -> native.Net:
-        return native.Net(compiled.program, self._number, self.threads)
+        with _naming(self._file):
+            return native.Net(compiled.program, self._number, self.threads)
 
     def _planned(self, compiler: Compiler, file: Path, plan: str | Path) -> planner.Plan:
         if plan == "default":
@@ -211,6 +216,15 @@ def _instruction_set(isa: str | None, precision: Precision) -> int:
 
 def _has_bf16(isa: int) -> bool:
     return native.ISAS[isa] == "avx512_bf16"
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Names the network's file in what is refused."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{file}: {error.message}", error.hint) from error
 
 
 def _missing() -> RunError:

@@ -14,7 +14,6 @@ from billhook.compensation import (
     Moments,
     ReaderMap,
     collect_moments,
-    fit_reader,
     fp_backward,
     fp_omp,
     group_filters,
@@ -23,18 +22,14 @@ from billhook.compensation import (
 )
 from billhook.compensation.gram import Scaled, first_best
 from billhook.compensation.moments import compensable
+from billhook.compensation.next_layer_network import FOLDS, in_parts, no_maps, reader_maps
 from billhook.errors import UsageError
 from billhook.methods.channel_paths import Passage, first_of
+from billhook.methods.channel_run import Batches
 from billhook.methods.greedy.changes import Changes
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.current import Current
-from billhook.methods.greedy.shrinking import Batches
 from billhook.surgery import ChannelGroup
-
-MOST = 1 << 30
-"""Bytes of second moments that are held at the same time; for more the images run through again."""
-
-FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class Candidates:
             passage: Leaves a path when all of them are carried out; None: each is for itself.
         """
         found = {}
-        for part in self._parts(list(wanted)):
+        for part in self._parts(wanted):
             moments = self._moments(part) if self.config.looks else {}
             for name in part:
                 readers = moments.get(name, {})
@@ -106,7 +101,7 @@ class Candidates:
     def orders(self) -> dict[str, NDArray[np.int64]]:
         """``[sections, channels]`` of each group: channels in the order of their importance."""
         found = {}
-        for part in self._parts(list(self.current.grouping.groups)):
+        for part in self._parts(self.current.grouping.groups):
             moments = self._moments(part) if self.config.score == "activations" else {}
             found.update({name: self.order(name, moments.get(name, {})) for name in part})
         return found
@@ -144,32 +139,15 @@ class Candidates:
         current = self.current
         return collect_moments(current.module, current.grouping, self.batches(), groups, folds=FOLDS)
 
-    def _parts(self, names: list[str]) -> Iterator[list[str]]:
-        """Groups whose moments fit in memory together."""
-        part: list[str] = []
-        held = 0
-        for name in names:
-            group = self.current.grouping.groups[name]
-            readers = compensable(self.current.module, group)
-            blocks = [int(getattr(self.current.module.get_submodule(m.layer), "groups", 1)) for m in readers]
-            size = sum(8 * FOLDS * group.channels**2 // count for count in blocks)
-            if part and held + size > MOST:
-                yield part
-                part, held = [], 0
-            part.append(name)
-            held += size
-        if part:
-            yield part
+    def _parts(self, names: Iterable[str]) -> Iterator[list[str]]:
+        return in_parts(self.current.module, self.current.grouping, list(names))
 
     def _maps(
         self, group: ChannelGroup, kept: NDArray[np.int64], readers: Mapping[str, Moments]
     ) -> tuple[ReaderMap, ...]:
         if self.config.compensation == "none":
-            members = compensable(self.current.module, group)
-            return tuple(_nothing(member.layer, group.channels, kept) for member in members)
-        return tuple(
-            fit_reader(moments, kept) if len(kept) else _constants(moments, kept) for moments in readers.values()
-        )
+            return no_maps(self.current.module, group, kept)
+        return reader_maps(kept, readers)
 
 
 def lrf_order(filters: Tensor) -> NDArray[np.int64]:
@@ -219,20 +197,6 @@ def narrowed(moments: Moments, kept: NDArray[np.int64]) -> Moments:
     first = torch.stack([moments.first[:, n][:, local[n]] for n in range(moments.blocks)], dim=1)
     member = replace(moments.member, index=moments.member.index[kept])
     return replace(moments, member=member, second=second, first=first)
-
-
-def _nothing(layer: str, channels: int, kept: NDArray[np.int64]) -> ReaderMap:
-    gone = np.setdiff1d(np.arange(channels), kept)
-    return ReaderMap(layer, kept, gone, np.zeros((len(gone), len(kept))), None, None, 0.0, 1.0, None, False)
-
-
-def _constants(moments: Moments, kept: NDArray[np.int64]) -> ReaderMap:
-    """Where no channel is left: their means, if the reader has a place for them."""
-    bare = _nothing(moments.member.layer, moments.channels, kept)
-    if moments.shift is None:
-        return bare
-    means = moments.first.sum(dim=0) / moments.count.sum()
-    return replace(bare, constant=means.flatten().numpy(), shift=moments.shift)
 
 
 def changes(module: nn.Module, group: ChannelGroup, candidate: Candidate) -> Changes:

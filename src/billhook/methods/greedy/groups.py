@@ -13,14 +13,13 @@ from billhook.cost.budget import Budget
 from billhook.methods.base import Outcome
 from billhook.methods.channel_limits import ChannelLimits
 from billhook.methods.channel_paths import Passage, has_path
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.channel_run import Batches, ChannelRun
 from billhook.methods.counted import Counted
 from billhook.methods.greedy.candidates import Candidate, Candidates, changes
 from billhook.methods.greedy.changes import Changes
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.current import Current
 from billhook.methods.greedy.layer_errors import LayerErrors
-from billhook.methods.greedy.shrinking import Batches
 from billhook.methods.kept import Kept
 
 

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from billhook.cost.budget import Budget
-from billhook.data import ImageSet
 from billhook.methods.base import Setting
 from billhook.methods.ceilings import Costs
 from billhook.methods.channel_run import ChannelRun, RemovalPlan
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.removable import removable
-from billhook.methods.greedy.shrinking import Batches, Shrinking
+from billhook.methods.greedy.shrinking import Shrinking
 from billhook.methods.kept import how_many
 from billhook.models import place
-from billhook.scores import saliency_images
 from billhook.training.precision import Room
-
-FORWARD = 1 / 3
-"""A forward pass of an image costs about a third of a training step on it, and counts as that much of an image."""
-
-BATCH = 64
 
 
 class GreedyPlan(RemovalPlan):
@@ -72,26 +64,6 @@ class GreedyPlan(RemovalPlan):
         """The network that will lose channels, proposals for it being made on so many images."""
         return self.removable.begin(self.setting.room.device, self._layout, self.bare(self.images(calibration, 1)))
 
-    def images(self, count: int, draw: int) -> ImageSet:
-        """So many images of the training split: of the kept classes, that is."""
-        problem = self.setting.problem
-        return saliency_images(problem.data.train, count, problem.seed, draw)
-
-    def labelled(self, images: ImageSet) -> Callable[[int], Iterable[tuple[Tensor, Tensor]]]:
-        """Batches with labels, by their size."""
-        device = self.setting.room.device
-
-        def batches(size: int) -> Iterable[tuple[Tensor, Tensor]]:
-            for batch in images.batches(size, self.setting.problem.preprocess, channels_last=self._layout):
-                yield batch.images.to(device), batch.labels.to(device)
-
-        return batches
-
-    def bare(self, images: ImageSet) -> Batches:
-        """Batches of images alone."""
-        labelled = self.labelled(images)
-        return lambda: (batch for batch, _ in labelled(BATCH))
-
     def finish(self, run: ChannelRun, network: Shrinking, number: int, **more: Any) -> nn.Module:
         """Cut the network, and write down what is left.
 
@@ -105,23 +77,11 @@ class GreedyPlan(RemovalPlan):
         self.left = network
         return network.cut(run)
 
-    @property
-    def _layout(self) -> bool:
-        return self.setting.problem.train.channels_last
-
 
 def agreed(room: Room, value: float) -> float:
     """The first process's value, in all of them: no two measure the same milliseconds."""
     mine = torch.tensor(value if room.is_main else 0.0, dtype=torch.float64)
     return float(room.sum(mine.to(room.device)))
-
-
-def short_note(images: int) -> str:
-    """A warning."""
-    return (
-        f"some channel groups have readers with fewer calibration samples than channels ({images} images): "
-        "a ridge makes up for it; raise calibration"
-    )
 
 
 def since(started: float) -> float:

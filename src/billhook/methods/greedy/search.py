@@ -18,11 +18,11 @@ from billhook.cost.budget import Budget
 from billhook.errors import Interrupted, RunError
 from billhook.methods.base import Outcome, Setting
 from billhook.methods.channel_latency import MARGIN
-from billhook.methods.channel_run import ChannelRun, counted
+from billhook.methods.channel_run import FORWARD, ChannelRun, counted, short_note
 from billhook.methods.greedy.config import HBGTS, FPOMPSearch, SearchConfig
 from billhook.methods.greedy.end_errors import EndErrors
 from billhook.methods.greedy.goals import END, Goals, next_count
-from billhook.methods.greedy.plan import FORWARD, GreedyPlan, agreed, short_note, since
+from billhook.methods.greedy.plan import GreedyPlan, agreed, since
 from billhook.methods.greedy.shrinking import Candidate, Errors, Loss, Shrinking
 from billhook.methods.kept import how_many
 from billhook.training.interrupt import Interrupts

@@ -5,7 +5,7 @@ Both are *groups* to the search: something with a name that keeps a number of ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from billhook.methods.base import Outcome
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.channel_run import Batches, ChannelRun
 from billhook.methods.greedy.changes import Changes
 from billhook.methods.group_limits import GroupLimits
 from billhook.methods.kept import Kept
-
-Batches = Callable[[], Iterable[Tensor]]
-"""Images, anew with each call, on the network's device."""
 
 Loss = tuple[float, float]
 """An error now, and with the candidate."""

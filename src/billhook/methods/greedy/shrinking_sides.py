@@ -25,11 +25,11 @@ from billhook.compensation import (
     shape_pointwise,
 )
 from billhook.methods.base import Outcome
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.channel_run import Batches, ChannelRun
 from billhook.methods.greedy.changes import Changes, Running
 from billhook.methods.greedy.config import Selector
 from billhook.methods.greedy.layer_errors import Held, as_loss, evaluated, ratios, squares
-from billhook.methods.greedy.shrinking import Batches, Loss
+from billhook.methods.greedy.shrinking import Loss
 from billhook.methods.kept import Kept
 from billhook.models import place
 from billhook.surgery import Grouping

@@ -21,11 +21,11 @@ from billhook.cost import LayerCost, count
 from billhook.cost.budget import Budget
 from billhook.errors import InputError
 from billhook.methods.ceilings import Ceilings
+from billhook.methods.channel_run import Batches
 from billhook.methods.counted import Counted
 from billhook.methods.floor import Floor
 from billhook.methods.greedy.config import GreedyConfig
 from billhook.methods.greedy.pointwise_cost import PointwiseCost
-from billhook.methods.greedy.shrinking import Batches
 from billhook.methods.greedy.shrinking_sides import SIDES, ShrinkingSides, kept_shapes, side_names
 from billhook.methods.group_limits import GroupLimits
 from billhook.methods.kept import Kept

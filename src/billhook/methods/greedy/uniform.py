@@ -7,9 +7,9 @@ from time import perf_counter
 from torch import nn
 
 from billhook.methods.base import Outcome, Setting
-from billhook.methods.channel_run import ChannelRun
+from billhook.methods.channel_run import FORWARD, ChannelRun, short_note
 from billhook.methods.greedy.config import GreedyConfig
-from billhook.methods.greedy.plan import FORWARD, GreedyPlan, short_note, since
+from billhook.methods.greedy.plan import GreedyPlan, since
 from billhook.methods.kept import how_many
 
 
