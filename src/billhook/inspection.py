@@ -235,6 +235,8 @@ def _layers(counted: Counted, configs: Mapping[str, BaseModel], grouping: Groupi
             "effective_macs": layer.effective_macs,
             "channels": layer.channels,
             "volume": layer.volume,
+            "bytes": layer.bytes,
+            "activation_bytes": layer.activation_bytes,
             "group": group_of.get(layer.name),
             "prunable": {name: _prunable(layer, reasons) for name, reasons in left.items()},
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_what_was_named_must_be_there(run_directory: Path, installed) -> None:
         bench(run_directory, against=["tensorflow"], **QUICK)
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 0}, {"threads": 0}, {"seconds": 0.0}])
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"threads": 0}, *({"seconds": s} for s in (0.0, math.nan, math.inf))])
 @pytest.mark.usefixtures("here")
 def test_numbers_that_make_no_sense(run_directory: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="not above zero"):

@@ -50,7 +50,7 @@ def test_it_is_what_the_groups_would_take_up_one_by_one():
 
 
 def test_groups_that_keep_all_are_left_alone():
-    module, grouping, images = opened()
+    module, grouping, _ = opened()
     before = copy.deepcopy(module.state_dict())
     everything = {name: np.arange(group.channels) for name, group in grouping.groups.items()}
     assert not make_up(module, grouping, everything, lambda: pytest.fail("nobody needs images"))

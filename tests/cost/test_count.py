@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from billhook.cost import count
 from billhook.errors import InputError
-from billhook.models import build, open_network
+from billhook.models import REGISTRY, build, open_network
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,43 @@ def test_golden_figures(spec, size, classes, params, macs):
     assert (cost.params, cost.macs, cost.bytes, cost.input_size) == (params, macs, 4 * params, (size, size))
     assert sum(layer.params for layer in cost.layers) == params
     assert 2 * cost.macs == flops.get_total_flops()
+
+
+# The shape of every architecture, with channels that cost little; the figures above are those of the full ones.
+LIGHT = {
+    "resnet18": ",width=0.25",
+    "resnet34": ",width=0.25",
+    "resnet50": ",width=0.25",
+    "resnet101": ",width=0.25",
+    "resnext50_32x4d": ",width=0.25",
+    "resnext101_32x8d": ",width=0.125",
+    "resnext101_32x16d": ",width=0.125",
+    "vgg16": ",width=0.125",
+    "vgg16_bn": ",width=0.125",
+    "wrn26_12": ",width=1",
+    "mobilenet_v2": ",width=0.5",
+}
+STEMS = [name for name, architecture in REGISTRY.items() if "stem" in architecture.options]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(name + LIGHT.get(name, "") for name in REGISTRY),
+        *(f"{name}{LIGHT[name]},stem=cifar" for name in STEMS),
+        "resnet20,shortcut=conv",
+        "mobilenet_v2,width=0.5,padding=tf",
+    ],
+)
+def test_every_architecture_counts_as_the_operations_do(spec):
+    module = open_network(spec, rough=True).module
+    # Neither square nor a multiple of the strides.
+    size = (37, 50)
+    with FlopCounterMode(display=False) as flops:
+        cost = count(module, size)
+    assert 2 * cost.macs == flops.get_total_flops() > 0
+    assert cost.params == sum(parameter.numel() for parameter in module.parameters())
+    assert cost.input_size == size
 
 
 def test_resnet56_channels_and_volume():
@@ -88,6 +125,8 @@ def test_layers_of_a_small_network():
     ]
     assert cost.layers[3].weight_shape == (6, 4, 1, 1)
     assert cost.layers[0].bytes == 4 * 288
+    maps = [4 * 96 + 8 * 24, 16 * 24, 16 * 24, 14 * 24, 6 * 24 + 5 * 96, 5 + 3]
+    assert [layer.activation_bytes for layer in cost.layers] == [4 * values for values in maps]
     assert cost.input_size == (8, 12)
     assert cost.peak_activation_bytes == 4 * (6 * 24 + 5 * 96)  # the transposed convolution
     with FlopCounterMode(display=False) as flops, torch.no_grad():

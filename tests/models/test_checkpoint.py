@@ -220,3 +220,21 @@ def test_usage_errors_of_open_network(tmp_path):
         open_network("tinycnn", weights="default")
     with pytest.raises(UsageError, match="classes=0"):
         open_network("tinycnn", classes=0)
+
+
+class Versioned(nn.Linear):
+    """Asks for the version that its state was saved with, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") != 2:
+            raise ValueError("version should be set to 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_network_that_asks_for_a_version_is_loaded(tmp_path):
+    source, target = Versioned(3, 2), Versioned(3, 2)
+    save_file(source.state_dict(), tmp_path / "net.safetensors")
+    load_into(target, load_checkpoint(tmp_path / "net.safetensors"), "net.safetensors")
+    assert same(target.state_dict(), source.state_dict())

@@ -33,6 +33,9 @@ class Net(nn.Sequential):
 def broken():
     raise ValueError("no such luck")
 
+def leaves():
+    raise SystemExit(3)
+
 def wrong():
     return {"a": 1}
 
@@ -89,6 +92,7 @@ def test_user_factory_is_seeded_and_loads_weights(folder):
         ("my_nets:", UsageError, "nothing called ''"),
         ("my_nets.py:LEVEL", UsageError, "is a int, not a function"),
         ("my_nets.py:broken", InputError, "my_nets.py:broken failed: ValueError: no such luck"),
+        ("my_nets.py:leaves", InputError, "my_nets.py:leaves ends the program: sys.exit(3)"),
         ("my_nets.py:wrong", InputError, "returned a dict"),
         ("my_nets.py:headless", InputError, "no classifier"),
         ("bad_syntax.py:f", InputError, "SyntaxError"),
@@ -234,3 +238,29 @@ def test_the_hub_client_is_quiet_for_the_attempt_only(monkeypatch, caplog):
         open_network("timm:net", weights="default")
     assert not caplog.records
     assert logger.level == before
+
+
+def announced(then):
+    """PyTorch's way of downloading weights: a line, then a progress bar."""
+
+    def make(*args, **kwargs):
+        sys.stderr.write('Downloading: "https://somewhere/net.pth" to cache\n')
+        then()
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+
+    return make
+
+
+def test_a_download_is_announced_with_its_progress_or_not_at_all(monkeypatch, capsys):
+    library(monkeypatch, "torchvision", announced(offline("no route to host")))
+    with pytest.raises(InputError, match="no route to host"):
+        open_network("torchvision:net", weights="default")
+    assert capsys.readouterr().err == ""
+
+    def bar():
+        print("100%", file=sys.stderr)
+        assert sys.stderr.isatty() is False
+
+    library(monkeypatch, "torchvision", announced(bar))
+    open_network("torchvision:net", weights="default")
+    assert capsys.readouterr().err == 'Downloading: "https://somewhere/net.pth" to cache\n100%\n'

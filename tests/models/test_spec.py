@@ -42,6 +42,8 @@ def test_parse_and_canonical(text, name, options, back):
         ("resnet18,width=wide", "width=0.5"),
         ("resnet18,width=-1", "not a positive number"),
         ("resnet18,width=inf", "not a positive number"),
+        ("resnet18,width=1e15", "resnet18,width=1000000000000000 is too large for this machine"),
+        ("vgg16,width=1e300", "too large for this machine's memory"),
         ("resnet18,width", "not known"),
         ("resnet18,width=1,width=2", "said twice"),
         ("tinycnn,width=2", "takes no options"),

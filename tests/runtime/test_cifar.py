@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from billhook.formats.graph import Preprocess
 from billhook.formats.network import write_network
 from billhook.models import open_network
 from billhook.runtime import load, native
+from billhook.runtime.network import Network
 
 pytestmark = [
     pytest.mark.data,
@@ -59,6 +62,17 @@ def packed(network: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
+def sparse_plan(file: Path, precision: Literal["f32", "bf16"], target: Path) -> Path:
+    """A plan of hybrid kernels: so many weights are left that the guess is to multiply all of them."""
+    steps = {}
+    for step in load(file, threads=1, precision=precision, plan="default").plan:
+        if step["choice"]:
+            sparse = {"kernel": "hybrid", "vectors": 1, "slots": 4} if step["density"] < 1 else {}
+            steps[step["name"]] = step["choice"] | sparse | {"seconds": 0.0}
+    target.write_text(json.dumps({"steps": steps}))
+    return target
+
+
 def images_of(root: Path, number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     table = parquet.read_table(next((root / "cifar10").glob("test-*.parquet"))).slice(0, number)
     column = "img" if "img" in table.column_names else "image"
@@ -66,8 +80,9 @@ def images_of(root: Path, number: int) -> tuple[NDArray[np.uint8], NDArray[np.in
     return np.stack(decoded).transpose(0, 3, 1, 2).copy(), np.array(table["label"].to_pylist())
 
 
+@pytest.mark.parametrize("kernel", ["dense", "hybrid"])
 @pytest.mark.parametrize("number", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_every_image_gets_the_label_that_pytorch_gives_it(data_root, network, packed, number):
+def test_every_image_gets_the_label_that_pytorch_gives_it(data_root, network, packed, number, kernel, tmp_path):
     images, labels = images_of(data_root, number)
     shape = (1, 3, 1, 1)
     floats = (images / np.float32(255) - np.reshape(MEAN, shape)) / np.reshape(STD, shape)
@@ -77,13 +92,19 @@ def test_every_image_gets_the_label_that_pytorch_gives_it(data_root, network, pa
     assert accuracy > 0.9
     scale = np.abs(expected).max()
 
-    found = load(packed, threads=1, plan="default")(images)
+    def opened(precision: Literal["f32", "bf16"]) -> Network:
+        plan = "default" if kernel == "dense" else sparse_plan(packed, precision, tmp_path / f"{precision}.json")
+        net = load(packed, threads=1, precision=precision, plan=plan)
+        assert {step["kind"] for step in net.plan if step["density"] < 1} == {kernel}
+        return net
+
+    found = opened("f32")(images)
     assert np.abs(found - expected).max() <= 1e-4 * scale
     assert (found.argmax(1) == expected.argmax(1)).all()
 
     if native.ISAS.index("avx512_bf16") not in native.usable():
         pytest.skip("bf16: this CPU does not multiply it")
-    halves = load(packed, threads=1, precision="bf16", plan="default")(images)
+    halves = opened("bf16")(images)
     assert (halves.argmax(1) == expected.argmax(1)).mean() >= 0.995
     # A tenth of a point of all 10,000 test images; of fewer, one image is more than that.
     assert abs((halves.argmax(1) == labels).mean() - accuracy) <= max(0.001, 2 / number)

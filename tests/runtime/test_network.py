@@ -117,6 +117,7 @@ def test_lists_and_tensors(net, images):
         (np.zeros((3, 12, 12), bool), "NCHW", "this is bool"),
         (np.zeros((3, 12, 12), complex), "NCHW", "this is complex128"),
         (None, "NCHW", "this is []"),
+        ([[1, 2], [3]], "NCHW", "this list is no array"),
         (np.zeros((3, 12, 12)), "CHWN", "unknown layout"),
     ],
 )
@@ -240,6 +241,7 @@ def test_bad_pictures(net, tmp_path):
         (b"", InputError),
         (np.zeros((4, 4, 2), np.uint8), UsageError),
         (np.zeros((4, 4, 3), np.int32), UsageError),
+        (np.zeros((0, 4, 3), np.uint8), UsageError),
         (3.5, UsageError),
         (None, UsageError),
     ):

@@ -40,6 +40,7 @@ class LayerCost:
         output_shape: (C, H, W) of its last call; a linear layer's is (features, positions, 1).
         groups: Of a convolution, else 1.
         first: It is the first convolution or linear layer that runs.
+        activation_bytes: The largest input plus output of one of its calls, fp32.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LayerCost:
     output_shape: tuple[int, int, int]
     groups: int
     first: bool
+    activation_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class _Seen:
     positions: int = 0  # spatial positions at which the weight is applied, over all calls
     volume: int = 0
     output_shape: tuple[int, int, int] = (0, 0, 0)
+    bytes: int = 0  # of the largest input plus output of one call
 
 
 @dataclass
@@ -179,9 +182,10 @@ def _leave(watch: _Watch, name: str) -> Any:
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if not isinstance(output, Tensor):
             return
-        if next(part.children(), None) is None:
-            watch.peak = max(watch.peak, _BYTES * (output.numel() + sum(value.numel() for value in inputs)))
         seen = watch.seen.setdefault(name, _Seen())
+        seen.bytes = max(seen.bytes, _BYTES * (output.numel() + sum(value.numel() for value in inputs)))
+        if next(part.children(), None) is None:
+            watch.peak = max(watch.peak, seen.bytes)
         seen.output_shape = _shape(part, output)
         seen.volume += output.numel()
         if isinstance(part, _ConvTransposeNd):
@@ -284,6 +288,7 @@ def _layer(name: str, part: nn.Module, seen: _Seen, sizes: _Sizes, first: bool, 
         output_shape=seen.output_shape,
         groups=conv.groups if conv is not None else 1,
         first=first and macs > 0,
+        activation_bytes=seen.bytes,
     )
 
 

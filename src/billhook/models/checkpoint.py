@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,7 +118,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         like = look_alike(state)
         hint = f"these weights look like {like}" if like else "check that the spec and its options fit the weights"
         raise InputError(f"weights of {source} do not fit the network: {'; '.join(filter(None, problems))}", hint)
-    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    fitting = OrderedDict((key, value) for key, value in state.items() if key in own)
+    # Files hold no versions of modules, and torchvision's MNASNet insists on one: the shapes are those of this version.
+    vars(fitting)["_metadata"] = getattr(own, "_metadata", None)
+    module.load_state_dict(fitting, strict=False)
 
 
 def _few(what: str, items: Sequence[str], shown: int = 3) -> str:

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from torch import nn
 
@@ -66,6 +66,10 @@ def _users(spec: str, where: str, name: str, classes: int | None) -> nn.Module:
             network = with_operators(lambda: factory(**sized))
         except BillhookError:
             raise
+        except SystemExit as error:  # else the command would end with that code, and say nothing
+            raise InputError(
+                f"{spec} ends the program: sys.exit({error.code!r})", "the call is in that code"
+            ) from error
         except Exception as error:  # whatever a user's code may raise
             raise InputError(f"{spec} failed: {type(error).__name__}: {error}", "the error is in that code") from error
     if not isinstance(network, nn.Module):
@@ -141,14 +145,33 @@ def _made(spec: str, pretrained: bool, make: Callable[[], nn.Module]) -> nn.Modu
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Silences the hub client's two lines per attempt: what became of the last one is in the error."""
+    """Silences what the libraries say of an attempt that fails: what became of it is in the error."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stderr(cast(TextIO, _Patient(sys.stderr))):
+            yield
     finally:
         logger.setLevel(level)
+
+
+class _Patient:
+    """Standard error that keeps PyTorch's announcement of a download until its progress bar follows."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._held = stream, ""
+
+    def write(self, text: str) -> int:
+        if text.startswith("Downloading: "):
+            self._held += text
+        else:
+            self._stream.write(self._held + text)
+            self._held = ""
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _torchvision(name: str, classes: int | None, pretrained: bool) -> tuple[nn.Module, Defaults]:

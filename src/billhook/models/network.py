@@ -180,10 +180,16 @@ def _maker(spec: str, state: Mapping[str, Tensor] | None, pretrained: bool) -> t
     read = architecture.read(state) if state is not None else {}
     options = architecture.complete(read | given)
     defaults = architecture.defaults(options)
-    return canonical(name, options), lambda classes: (
-        architecture.build(classes or defaults.classes, options),
-        defaults,
-    )
+    text = canonical(name, options)
+
+    def make(classes: int | None) -> tuple[nn.Module, Defaults]:
+        try:
+            return architecture.build(classes or defaults.classes, options), defaults
+        except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+            # A width of thousands, say: the options were read, so nothing but the size can be wrong.
+            raise UsageError(f"{text} is too large for this machine's memory", "ask for fewer channels") from error
+
+    return text, make
 
 
 def _seeded(make: _Maker, classes: int | None, seed: int) -> tuple[nn.Module, Defaults]:
