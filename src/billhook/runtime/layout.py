@@ -21,7 +21,7 @@ UNIT = 16
 ALIASING = 4096
 """Bytes: addresses that far apart compete for the same lines of the first cache."""
 LARGEST_MAP = 2 * MAX_ELEMENTS
-"""Elements of one map with its halo, channels filled up: a value may have half as many, and steps count them in 32 bits."""
+"""Elements of one map with its halo, channels filled up: a value may have half as many; steps count in 32 bits."""
 LARGEST_ARENA = MAX_TOTAL
 """Elements of all maps that are there at a time."""
 
@@ -125,8 +125,8 @@ def lay_out(
             taps of a row are one run.
 
     Raises:
-        InputError: A map, or all of them, would take more than any sound network needs. Halos and vectors may make more of
-            a value than the file says: a few bytes must not ask for all memory.
+        InputError: A map, or all of them, would take more than any sound network needs. Halos and vectors may make more
+            of a value than the file says: a few bytes must not ask for all memory.
     """
     options = options or Options()
     buffers = _Buffers(fused)
