@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from torch import nn
 
 from billhook.cost import count
 from billhook.errors import InfeasibleError, InputError, UsageError
@@ -38,6 +39,9 @@ def group(channels, writers=1, *, sections=1, branch=False):
         (Floor(3), group(2), [2]),
         (Floor(3), group(2, branch=True), [2, 0]),
         (Floor(2, 0.5), group(8, branch=True), [8, 6, 4]),
+        (Floor(2, 0.5, originally={"g": 12}), group(8, branch=True), [8, 6]),
+        (Floor(1, 0.5, originally={"g": 16}), group(8), [8]),
+        (Floor(1, 0.5, originally={"another": 16}), group(4), [4, 3, 2]),
         (Floor(branches=False), group(3, branch=True), [3, 2, 1]),
         (Floor(streams=False), group(4, 2), [4]),
         (Floor(streams=False), group(4, 3, branch=True), [4]),
@@ -128,3 +132,14 @@ def test_a_network_of_streams_alone_has_no_gates(monkeypatch):
     monkeypatch.setattr(Floor, "whole", lambda self, group: True)
     with pytest.raises(InputError, match="residual stream"):
         ready("tiny", "chipnet", "macs<=100%")
+
+
+@pytest.mark.parametrize("fields", [{}, {"scope": "uniform"}, {"round_to": 8}])
+def test_the_share_that_stays_is_of_the_dense_network_in_every_round(fields):
+    done = carry_out(ready("tinycnn", "l1", "params<=40%", rounds=4, least=0.5, epochs=4.0, **fields))
+    assert len(done.outcome.channels) == 4
+    small = dict(done.small.named_modules())
+    for name, part in NETWORKS["tinycnn"](4).named_modules():
+        if isinstance(part, nn.Conv2d):
+            assert small[name].out_channels >= part.out_channels / 2, name
+    assert done.cost.params <= 0.4 * done.prepared.setting.dense["params"]

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from billhook.cost.budget import Budget
 from billhook.methods.counted import Counted
+from billhook.methods.floor import Floor
 from billhook.methods.group_limits import Choose, GroupLimits
 from billhook.methods.kept import Kept
 from billhook.surgery import Grouping
@@ -38,13 +39,14 @@ class ChannelLimits(GroupLimits):
         """On this machine, when the groups keep these channels."""
         return self.clock.without(self.counted.network.module, self.counted, kept)
 
-    def in_macs_of(self, smaller: Counted, cost: ChannelCost, choose: Choose) -> tuple[Budget, ...]:
+    def in_macs_of(self, smaller: Counted, cost: ChannelCost, choose: Choose, floor: Floor) -> tuple[Budget, ...]:
         """:meth:`in_macs` for a network that has lost channels already.
 
         Args:
             smaller: The network.
             cost: What it costs with fewer channels.
             choose: Channels of it that stay under further budgets.
+            floor: What its groups never go below.
 
         Raises:
             InfeasibleError: The smallest is too slow.
@@ -53,7 +55,7 @@ class ChannelLimits(GroupLimits):
         def milliseconds(kept: Kept) -> float:
             return self.clock.without(smaller.network.module, smaller, kept)
 
-        return self._in_macs(choose, cost.grouping, cost, milliseconds)
+        return self._in_macs(choose, cost.grouping, cost, milliseconds, floor)
 
 
 def channel_cost(counted: Counted) -> ChannelCost:

@@ -177,7 +177,9 @@ class ChannelPruningPlan(RemovalPlan):
         # Of what is still to go, the share that brings all removals so far to number / rounds.
         fraction = 1 / (config.rounds - number + 1)
         comparable = normalised(scores, config.normalise)
-        floor = self.limits.floor if number == 1 else replace(self.limits.floor, least=0.0)
+        # The share that always stays is one of the channels there were, not of those that earlier rounds have left.
+        before = {name: group.channels for name, group in self.limits.grouping.groups.items()}
+        floor = replace(self.limits.floor, originally=before)
 
         def choose(more: Sequence[Budget], fraction: float = 1.0) -> Kept:
             return choose_channels(
@@ -191,7 +193,7 @@ class ChannelPruningPlan(RemovalPlan):
                 fraction=fraction,
             )
 
-        kept = choose(self.limits.in_macs_of(counted, cost, choose), fraction)
+        kept = choose(self.limits.in_macs_of(counted, cost, choose, floor), fraction)
         if self.calibration and make_up(module, grouping, kept, self.bare(self.images(self.calibration, number))):
             self.notes.append(short_note(self.calibration))
         return plan_channels(module, grouping, kept), cost.totals(how_many(kept))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import ceil, lcm
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,8 @@ class Floor:
         least: Share of every group that always stays.
         branches: A group whose branch can go may keep no channel (if ``least`` is 0).
         streams: Channels that more than one layer writes, those of a residual stream, may go.
+        originally: Channels that groups had before anything went, by name, which ``least`` is a share of; a group that
+            is not named has all of its channels still.
 
     Raises:
         UsageError: A value out of range.
@@ -29,6 +32,7 @@ class Floor:
     least: float = 0.0
     branches: bool = True
     streams: bool = True
+    originally: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.round_to < 1:
@@ -58,7 +62,8 @@ class Floor:
         if self.whole(group):
             return [group.channels]
         step = lcm(self.round_to, group.sections)
-        bottom = step * max(1, ceil(self.least * group.channels / step - 1e-9))
+        before = self.originally.get(group.name, group.channels)
+        bottom = step * max(1, ceil(self.least * before / step - 1e-9))
         highest = (group.channels - 1) // step * step
         counts = [group.channels, *range(highest, bottom - 1, -step)]
         return [*counts, 0] if self.branches and group.branch is not None and not self.least else counts

@@ -145,14 +145,14 @@ class GroupLimits(ABC):
         Raises:
             InfeasibleError: The smallest is too slow.
         """
-        return self._in_macs(choose, self.grouping, self.cost, self.milliseconds)
+        return self._in_macs(choose, self.grouping, self.cost, self.milliseconds, self.floor)
 
     def _in_macs(
-        self, choose: Choose, grouping: Grouping, cost: Costs, milliseconds: Callable[[Kept], float]
+        self, choose: Choose, grouping: Grouping, cost: Costs, milliseconds: Callable[[Kept], float], floor: Floor
     ) -> tuple[Budget, ...]:
         if not self.clocked:
             return ()
-        fewest = smallest(grouping, cost, self.floor)
+        fewest = smallest(grouping, cost, floor)
         kept = within(choose, milliseconds, self.bound, (cost.totals(fewest)["macs"], cost.totals({})["macs"]))
         return (Budget("macs", cost.totals(how_many(kept))["macs"], "count"),)
 
