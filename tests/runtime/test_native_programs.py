@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import re
@@ -431,6 +432,12 @@ def test_the_peak_of_a_core():
     assert all(1e9 < peak < 1e12 for peak in peaks)
     if 3 in USABLE:
         assert native.peak(3, bf16=True) > 1.2 * native.peak(3)
+
+
+@needs_library
+def test_calls_let_go_of_pythons_lock():
+    assert isinstance(native.library(), ctypes.CDLL)
+    assert not isinstance(native.library(), ctypes.PyDLL)
 
 
 @needs_library

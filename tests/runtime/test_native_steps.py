@@ -118,7 +118,7 @@ def test_dense_convolutions(isa, type_, seed, threads):
         **conv.common(),
     )
     sums = np.einsum("abyxi,oiab->yxo", conv.taps(), weight.astype(np.float64))
-    machine.check(step, conv.finished(sums), threads, 2e-5 if type_ == F32 else None)
+    machine.check(step, conv.finished(sums), threads, 1e-5 if type_ == F32 else None)
 
 
 @sets
@@ -136,7 +136,7 @@ def test_a_first_layer_whose_channels_fill_no_vector(isa, type_, seed, threads):
         Kind.DENSE, values=pack_dense(weight, machine.lanes, 2, type_ == BF16), vectors=2, tile=8, **conv.common()
     )
     sums = np.einsum("abyxi,oiab->yxo", conv.taps(), weight.astype(np.float64))
-    machine.check(step, conv.finished(sums), threads, 2e-5 if type_ == F32 else None)
+    machine.check(step, conv.finished(sums), threads, 1e-5 if type_ == F32 else None)
 
 
 @sets
@@ -185,7 +185,7 @@ def test_hybrid_convolutions(isa, type_, seed, threads):
         **conv.common(),
     )
     sums = np.einsum("abyxi,oabi->yxo", conv.taps(), weight[:outputs, ..., :inputs])
-    machine.check(step, conv.finished(sums), threads, 2e-5 if type_ == F32 else None)
+    machine.check(step, conv.finished(sums), threads, 1e-5 if type_ == F32 else None)
 
 
 @sets
