@@ -7,13 +7,14 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import io
 import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO, cast
+from typing import Any
 
 from torch import nn
 
@@ -51,7 +52,8 @@ def build_foreign(spec: str, classes: int | None, pretrained: bool = False) -> t
 
 def _users(spec: str, where: str, name: str, classes: int | None) -> nn.Module:
     path = Path(where)
-    with _importable(path.parent if where.endswith(".py") else Path()):
+    # What the user's code prints is no result of ours, and a document may be printed there.
+    with _importable(path.parent if where.endswith(".py") else Path()), contextlib.redirect_stdout(sys.stderr):
         try:
             module = with_operators(lambda: _import_file(path) if where.endswith(".py") else _import_module(where))
             factory = getattr(module, name, None)
@@ -150,28 +152,11 @@ def _quiet_hub() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(cast(TextIO, _Patient(sys.stderr))):
+        # PyTorch announces downloads on standard output, where nothing but results belongs; its progress bar is not.
+        with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logger.setLevel(level)
-
-
-class _Patient:
-    """Standard error that keeps PyTorch's announcement of a download until its progress bar follows."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._held = stream, ""
-
-    def write(self, text: str) -> int:
-        if text.startswith("Downloading: "):
-            self._held += text
-        else:
-            self._stream.write(self._held + text)
-            self._held = ""
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def _torchvision(name: str, classes: int | None, pretrained: bool) -> tuple[nn.Module, Defaults]:
