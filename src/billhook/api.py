@@ -201,6 +201,7 @@ def measure(
     )
     sliced = False
     if isinstance(model, str) and artifact.names_run(model):
+        artifact.refuse_weights(model, weights)
         network, described, preprocess = artifact.load_network(model, model_for)
         sliced = bool(described["head"]["sliced"])
         if recipe.classes is None:

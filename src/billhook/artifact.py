@@ -255,6 +255,19 @@ def names_run(model: str) -> bool:
     return path.is_dir() and (model.partition(",")[0] not in REGISTRY or (path / ARCHITECTURE).is_file())
 
 
+def refuse_weights(model: str, weights: object) -> None:
+    """A run has its own weights: a file that is named beside it would go unread.
+
+    Raises:
+        UsageError: One is.
+    """
+    if weights is not None:
+        raise UsageError(
+            f"{model} is a run with its own weights: --weights {weights} would not be read",
+            "leave --weights out, or name the network's spec in the place of the run",
+        )
+
+
 def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Rebuild the network of a run; its output is bit-equal to the one saved.
 

@@ -135,6 +135,7 @@ def _configs(asked: Inspection) -> dict[str, BaseModel]:
 def _open(asked: Inspection, model: nn.Module | None) -> _Opened:
     recipe = asked.data
     if model is None and artifact.names_run(asked.model):
+        artifact.refuse_weights(asked.model, asked.weights)
         network, described, preprocess = artifact.load_network(asked.model, asked.rebuild)
         source = open_source(recipe.source) if recipe.source else None
         return _Opened(network, source, described["labels"], preprocess, Path(asked.model) / artifact.WEIGHTS)

@@ -305,6 +305,7 @@ def _open_model(recipe: Recipe, source: Source, model: Any) -> tuple[Network, Pr
         own = copy.deepcopy(model).cpu().float().requires_grad_(True)
         return open_network(own, None, recipe.weights, seed=recipe.seed), None, None
     if artifact.names_run(recipe.model):
+        artifact.refuse_weights(recipe.model, recipe.weights)
         network, described, preprocess = artifact.load_network(
             recipe.model,
             # prune has no --model: a trained network goes by its spec and file, a pruned one through Python.

@@ -211,6 +211,21 @@ def test_weights_of_another_architecture(cli: Cli, dense: Path, tmp_path: Path) 
     refused(cli, tmp_path, [*arguments, "--out", "run"], 2, "input", "do not fit the network.*look like tinycnn")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect"],
+        ["prune", "--data", "digits", "--method", "crisp", "--budget", "sparsity>=80%", "--out", "again"],
+        ["evaluate", "--data", "digits"],
+        ["simulate"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_weights_beside_a_run_are_not_passed_over(cli: Cli, dense: Path, tmp_path: Path, command: list[str]) -> None:
+    arguments = [command[0], dense, *command[1:], "--weights", "nowhere.pt"]
+    refused(cli, tmp_path, arguments, 2, "usage", "a run with its own weights: --weights nowhere.pt would not be read")
+
+
 def test_a_pickle_that_wants_code_is_not_run(cli: Cli, dense: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

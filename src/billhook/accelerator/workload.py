@@ -91,6 +91,7 @@ def read_workload(
     described: dict[str, Any] = {}
     preprocess = None
     if run:
+        artifact.refuse_weights(model, weights)
         network, described, preprocess = artifact.load_network(model, rebuild)
         size = input_size or preprocess.input_size
     else:
