@@ -38,7 +38,7 @@ ROWS = [
     ["latency"],
     ["patterns", "cost", "models", "data", "export"],
     ["runtime", "track"],
-    ["formats", "progress", "environment"],
+    ["formats", "progress", "environment", "text"],
     ["errors", "__init__"],
 ]
 ROW = {room: len(ROWS) - number for number, rooms in enumerate(ROWS) for room in rooms}
@@ -47,6 +47,7 @@ ROW = {room: len(ROWS) - number for number, rooms in enumerate(ROWS) for room in
 KNOWS_ONLY = {
     "errors": set(),
     "progress": set(),
+    "text": set(),
     "environment": set(),
     "patterns": set(),
     "formats": {"errors"},

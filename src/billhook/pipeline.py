@@ -24,6 +24,7 @@ from billhook.progress import Progress
 from billhook.proof import Proof, prove
 from billhook.rundir import RunDirectory
 from billhook.surgery import slice_head
+from billhook.text import feasibility
 from billhook.training.checkpoint import Journal
 from billhook.training.precision import Room
 
@@ -117,6 +118,8 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     journal = Journal(place.partial, writes=room.is_main)
     progress = progress if room.is_main else Progress()
     room.first(lambda: place.keep(plan.documents))
+    if plan.feasible:
+        progress.say(feasibility(plan.feasible))
     for note in plan.notes:
         progress.say(f"note: {note}")
     progress.say(f"about {in_words(prepared.seconds)} of work")

@@ -229,6 +229,9 @@ def test_json_is_the_only_thing_on_standard_output(cli: Cli, dense: Path, tmp_pa
     assert outcome.code == 0
     assert outcome.document == summary_of(tmp_path / "run")
     assert "of work" in outcome.err
+    heading, _, row = outcome.err.splitlines()[:3]
+    assert heading.split() == ["quantity", "dense", "reachable", "asked", "feasible"]  # before anything is trained
+    assert row.split()[-1] == "yes"
     trained = cli("train", "tinycnn", "--data", "digits", "--epochs", "0.2", "--out", "dense", "--json")
     assert trained.document == summary_of(tmp_path / "dense")
 

@@ -388,3 +388,23 @@ def test_weights_that_a_finite_loss_destroyed_are_not_saved(tmp_path):
 def test_a_rate_that_is_too_high_ends_the_run():
     with pytest.raises(RunError, match="lower --lr"):
         fit(task(seeded(TinyNet), steps=100, config=TrainConfig(batch_size=12, lr=1e25)), room())
+
+
+class Versioned(TinyNet):
+    """Asks for the version that its state was saved with, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") != 2:
+            raise ValueError("version should be set to 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_network_that_asks_for_a_version_takes_its_average_and_goes_on(tmp_path):
+    whole, _ = run(seeded(Versioned), Masks, FULL)
+    journal = Journal(tmp_path)
+    with pytest.raises(Interrupted):
+        run(seeded(Versioned), lambda net: Masks(net, 4), FULL, journal=journal)
+    resumed, _ = run(seeded(Versioned, seed=99), Masks, FULL, journal=journal)
+    assert same_state(whole, resumed)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from billhook.cli import common
-from billhook.cli.common import print_json, table
+from billhook.cli.common import print_json
+from billhook.text import table
 
 MIB = 1024 * 1024
 

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from billhook.cli import common
-from billhook.cli.common import print_json, table
+from billhook.cli.common import print_json
 from billhook.data import class_table, open_source
+from billhook.text import table
 
 
 def classes(

@@ -115,13 +115,3 @@ def is_recipe(text: str) -> bool:
 def percent(value: float | None) -> str:
     """``93.40 %``, or a dash."""
     return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def table(rows: list[list[str]], header: list[str]) -> str:
-    """A plain table: first column left, the others right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for row in [header, ["-" * width for width in widths], *rows]:
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

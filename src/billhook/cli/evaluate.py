@@ -9,8 +9,9 @@ import typer
 
 from billhook.api import measure
 from billhook.cli import common
-from billhook.cli.common import percent, print_json, table
+from billhook.cli.common import percent, print_json
 from billhook.data import parse_classes
+from billhook.text import table
 
 
 def evaluate(

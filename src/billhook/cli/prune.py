@@ -10,12 +10,13 @@ import typer
 from billhook import artifact
 from billhook.api import look, run_recipe
 from billhook.cli import common
-from billhook.cli.common import percent, print_json, table
+from billhook.cli.common import percent, print_json
 from billhook.data import parse_classes
 from billhook.errors import UsageError
 from billhook.estimate import in_words
 from billhook.recipe import Recipe, apply_settings, make_recipe, opened_section, read_recipe
 from billhook.rundir import RunDirectory
+from billhook.text import feasibility, table
 from billhook.track import tracked
 
 
@@ -164,25 +165,10 @@ def _dry_run(recipe: Recipe, out: str | None, resume: bool, overwrite: bool, as_
             }
         )
         return 0
-    cells = [
-        [
-            str(row["quantity"]),
-            *(_plain(row[key], str(row["quantity"])) for key in ("dense", "smallest", "asked")),
-            "yes" if row["feasible"] else "no",
-        ]
-        for row in rows
-    ]
-    typer.echo(table(cells, ["quantity", "dense", "reachable", "asked", "feasible"]))
+    typer.echo(feasibility(rows))
     for entry in prepared.plan.left_dense:
         typer.echo(f"stays dense: {entry['name']} ({entry['reason']})")
     for note in prepared.plan.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"about {in_words(prepared.seconds)} of work")
     return 0
-
-
-def _plain(value: object, quantity: str) -> str:
-    number = float(str(value))
-    if quantity == "latency":
-        return f"{number:.3g} ms"
-    return f"{100 * number:.2f} %" if abs(number) <= 1 else f"{number:,.0f}"

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from billhook.cli import common
-from billhook.cli.common import percent, print_json, table
+from billhook.cli.common import percent, print_json
 from billhook.errors import BillhookError, UsageError
+from billhook.text import table
 
 BASE = ("design", "layer", "cycles", "energy_uj", "speedup", "bound_by")
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from billhook.data import ImageSet, Preprocess
 from billhook.data.splits import seed_of
 from billhook.errors import Interrupted, RunError
-from billhook.models import place
+from billhook.models import load_into, place
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal, load_optimizer, optimizer_tensors, split_prefix
 from billhook.training.config import TrainConfig
@@ -259,7 +259,7 @@ class _Fit:
     def _finish(self) -> None:
         """The averaged weights, where there are any, are the result; BatchNorm's statistics may be measured anew."""
         if self.average:
-            self.bare.load_state_dict(self.average)
+            load_into(self.bare, self.average, "the average")
         if self.config.recalibrate:
             self.plugin.before_evaluate()
             count = self.config.recalibrate
@@ -299,7 +299,7 @@ class _Fit:
         if saved is None:
             return
         tensors, meta = saved
-        self.bare.load_state_dict(split_prefix(tensors, "model"))
+        load_into(self.bare, split_prefix(tensors, "model"), "the interrupted run")
         self.average = {name: t.to(self.room.device) for name, t in split_prefix(tensors, "average").items()}
         load_optimizer(self.optimizer, split_prefix(tensors, "optimizer"))
         self.sums = tensors["sums"].to(self.room.device)

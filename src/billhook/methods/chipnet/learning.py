@@ -15,6 +15,7 @@ from billhook.methods.chipnet.gates import Gates
 from billhook.methods.chipnet.losses import BudgetLoss, crispness
 from billhook.methods.chipnet.schedules import BudgetWeight, ChipNet, Schedule
 from billhook.methods.chipnet.threshold import Choice
+from billhook.models import load_into
 from billhook.problem import Problem
 from billhook.training.checkpoint import split_prefix
 from billhook.training.evaluate import evaluate
@@ -148,9 +149,7 @@ class GateLearning(Plugin):
     @torch.no_grad()
     def restore(self) -> Choice:
         """Put the best hard network's weights into the module and its gates on it; what stays open of them."""
-        self.module.load_state_dict(
-            {name: t.to(self.room.device) for name, t in split_prefix(self.best, "model").items()}
-        )
+        load_into(self.module, split_prefix(self.best, "model"), "the best hard network")
         self.gates.psi.copy_(self.best["psi"].to(self.gates.psi))
         self.gates.advance(self.best_meta["beta"], self.best_meta["gamma"])
         return self.choose(self.gates.named())

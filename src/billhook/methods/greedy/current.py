@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from billhook.compensation import ReaderMap, absorb
 from billhook.methods.kept import Kept
-from billhook.models import place
+from billhook.models import load_into, place
 from billhook.surgery import ChannelPlan, Grouping, expand_channels, mask_channels, plan_channels, remove_channels
 
 
@@ -84,7 +84,7 @@ class Current:
         """Go back to a state: what :attr:`kept` and :meth:`tensors` were."""
         self.kept = {name: np.asarray(kept[name], dtype=np.int64) for name in self.grouping.groups}
         masked = mask_channels(self.dense, self.plan())
-        masked.load_state_dict(dict(tensors))
+        load_into(masked, tensors, "the search so far")
         self._module, self._bare = place(masked, self._device, self._layout), False
 
 

@@ -31,7 +31,7 @@ from billhook.methods.greedy.config import Selector
 from billhook.methods.greedy.layer_errors import Held, as_loss, evaluated, ratios, squares
 from billhook.methods.greedy.shrinking import Loss
 from billhook.methods.kept import Kept
-from billhook.models import place
+from billhook.models import load_into, place
 from billhook.surgery import Grouping
 
 SIDES: tuple[Side, Side] = ("in", "out")
@@ -195,7 +195,7 @@ class ShrinkingSides:
         self.kept = {name: np.asarray(kept[name], dtype=np.int64) for name in self.grouping.groups}
         module = copy.deepcopy(self.dense)
         shape_pointwise(module, kept_shapes(self.grouping, self.kept))
-        module.load_state_dict(dict(tensors))
+        load_into(module, tensors, "the search so far")
         self.take_back(module)
 
 
