@@ -177,6 +177,7 @@ def summarise(
         "dense": dense,
         "dense_finetuned": control.summary(proof.control),
         "pruned": proof.pruned,
+        **({"enlarged": outcome.enlarged} if outcome.enlarged else {}),
         "equivalence": proof.equivalence,
         "layers_left_dense": prepared.plan.left_dense,
         "images": {"train": len(problem.data.train), "val": len(problem.data.val), "test": len(problem.data.test)},

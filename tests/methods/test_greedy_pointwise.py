@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from billhook import artifact
-from billhook.compensation import PointwiseShape, pointwise_layers, pointwise_shapes, shape_pointwise
+from billhook.cli.prune import describe
+from billhook.compensation import PointwiseShape, insert_pointwise, pointwise_layers, pointwise_shapes, shape_pointwise
 from billhook.cost import count
 from billhook.cost.budget import parse_budgets
 from billhook.errors import InfeasibleError, InputError, UsageError
@@ -22,6 +23,8 @@ from billhook.methods.greedy.removable import removable
 from billhook.methods.greedy.shrinking_sides import kept_shapes, side_names
 from billhook.models import open_network
 from billhook.models.cifar_resnet import CifarResNet
+from billhook.report.read import Run
+from billhook.report.tables import comparison
 from billhook.surgery.channel_cost import QUANTITIES
 from training.small import seeded
 
@@ -99,6 +102,36 @@ def test_costs_are_those_of_the_real_network(name):
         assert (cost.gross(numbers)[:-1] >= cost.many(numbers)[:-1]).all()
 
 
+@pytest.mark.parametrize("name", ["resnet20", "biased"])
+def test_reductions_of_the_enlarged_network(name):
+    """The paper starts from a network with identities around its convolutions; only pointwise runs have one."""
+    done = carry_out(ready(name, "fp-backward", "params<=70%", **POINTWISE))
+    whole = copy.deepcopy(done.prepared.setting.network.module)
+    limits = greedy_limits(done.prepared.setting, (), make_config("fp-backward", POINTWISE)).grouping.groups
+    insert_pointwise(whole, list(dict.fromkeys(group.members[0].layer for group in limits.values())))
+    expected = count(whole, 8).totals()
+    assert done.outcome.enlarged == {key: expected[key] for key in ("params", "macs", "channels", "volume")}
+    assert carry_out(ready(name, "fp-backward", "params<=70%")).outcome.enlarged is None
+
+
+def test_the_reductions_are_said():
+    summary = {
+        "dense": {"params": 100, "macs": 1000},
+        "dense_finetuned": None,
+        "pruned": {"params": 60, "macs": 500},
+        "enlarged": {"params": 120, "macs": 2000},
+        "budget": [],
+    }
+    assert "1x1 convolutions: 50.00 % fewer parameters, 75.00 % fewer MACs" in describe(summary)
+    rows = dict(comparison(Run(summary, None, [], 0, {}, {})))
+    cells = rows["Parameters, of the network with all its 1×1 convolutions"]
+    assert [cell.text for cell in cells] == ["120", "–", "60"]
+    assert "2" in cells[2].note
+    del summary["enlarged"]
+    assert "1x1" not in describe(summary)
+    assert not [label for label, _ in comparison(Run(summary, None, [], 0, {}, {})) if "1×1" in label]
+
+
 def test_which_convolutions_can_lose_something():
     limits = greedy_limits(counted("biased"), (), make_config("hbgs", POINTWISE))
     assert set(limits.grouping.groups) == {name for layer in ("groups", "strided") for name in side_names(layer)}
@@ -118,6 +151,7 @@ def test_half_of_every_side_is_the_published_network():
     cost = greedy_limits(found, (), make_config("fp-backward", POINTWISE)).cost
     assert cost.totals({})["params"] == 464_154
     assert cost.gross(cost.channels)[0] == 567_834
+    assert cost.enlarged()["params"] == 567_834
     assert cost.many(cost.channels // 2)[0] == 170_394
 
 

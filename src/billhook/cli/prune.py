@@ -107,6 +107,9 @@ def prune(
     return 0 if result.met else 3
 
 
+ENLARGED = (("parameters", "params"), ("MACs", "macs"))
+
+
 def describe(summary: dict[str, Any]) -> str:
     """The result as a table."""
     columns = [("dense", summary["dense"]), ("fine-tuned", summary["dense_finetuned"]), ("pruned", summary["pruned"])]
@@ -127,6 +130,9 @@ def describe(summary: dict[str, Any]) -> str:
             cells.append(percent(value) if key.startswith("top1") else "-" if value is None else f"{value:,}")
         rows.append([title, *cells])
     lines = [table(rows, ["", *(name for name, _ in columns)]), ""]
+    if enlarged := summary.get("enlarged"):
+        less = [f"{percent(1 - summary['pruned'][key] / enlarged[key])} fewer {title}" for title, key in ENLARGED]
+        lines += [f"of the network with all its 1x1 convolutions: {', '.join(less)}", ""]
     for entry in summary["budget"]:
         state = "met" if entry["met"] else "MISSED"
         lines.append(

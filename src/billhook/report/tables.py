@@ -207,6 +207,13 @@ def comparison(run: Run) -> list[tuple[str, list[Cell]]]:
                 ],
             )
         )
+    enlarged = part(run.summary, "enlarged")
+    for label, key, shown, less, more in _ROWS:
+        # reductions as a paper states them whose method adds layers first
+        if key in ("params", "macs") and enlarged.get(key) is not None:
+            left = Cell(shown(pruned.get(key)), words.ratio(enlarged[key], pruned.get(key), less, more))
+            whole = Cell(shown(enlarged[key]), exact=_exact(enlarged[key]))
+            rows.append((f"{label}, of the network with all its 1×1 convolutions", [whole, Cell("–"), left]))
     if trained(run):
         return [(label, cells[:1]) for label, cells in rows if label != "Packed file"]
     return rows

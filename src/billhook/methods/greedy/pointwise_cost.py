@@ -67,6 +67,11 @@ class PointwiseCost:
         """The same with a 1x1 convolution on every side, whether it lost something or not: falls with each removal."""
         return self._costs(kept, np.ones_like(kept, dtype=bool))
 
+    def enlarged(self) -> dict[str, int]:
+        """What the network costs with all its channels and all its 1x1 convolutions: what the paper starts from."""
+        found = dict(zip(QUANTITIES, self.gross(self.channels).tolist(), strict=True))
+        return {name: int(found[name]) for name in ("params", "macs", "channels", "volume")}
+
     def totals(self, kept: Mapping[str, int]) -> dict[str, float]:
         """Cost of the network once each side keeps that many channels.
 

@@ -82,15 +82,22 @@ class ShrinkingSides:
         selector: How filters and input slices are chosen.
         device: Where it lies.
         channels_last: Its memory layout.
+        enlarged: What it costs with 1x1 convolutions on all sides, by quantity.
 
     Attributes:
         kept: What is left of each side.
     """
 
     def __init__(
-        self, dense: nn.Module, grouping: Grouping, selector: Selector, device: torch.device, channels_last: bool = True
+        self,
+        dense: nn.Module,
+        grouping: Grouping,
+        selector: Selector,
+        device: torch.device,
+        channels_last: bool = True,
+        enlarged: Mapping[str, int] | None = None,
     ) -> None:
-        self.dense, self.grouping = dense, grouping
+        self.dense, self.grouping, self._enlarged = dense, grouping, dict(enlarged or {})
         self._select = fp_omp if selector == "omp" else fp_backward
         self._device, self._layout = device, channels_last
         self._module = place(copy.deepcopy(dense), device, channels_last)
@@ -184,7 +191,7 @@ class ShrinkingSides:
             if layer in {layer for layer, _ in self._sides.values()}:
                 inside, out = (self.kept[name].tolist() for name in side_names(layer))
                 masked.set_submodule(layer, part.widened(inside, out))
-        return Outcome(small, masked=masked, history=run.history)
+        return Outcome(small, masked=masked, history=run.history, enlarged=self._enlarged or None)
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights."""

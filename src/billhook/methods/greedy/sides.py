@@ -152,7 +152,8 @@ class Sides:
     def begin(self, device: torch.device, channels_last: bool, batches: Batches) -> ShrinkingSides:
         """The network; calibration images are not needed."""
         module = self.limits.counted.network.module
-        return ShrinkingSides(module, self.limits.grouping, self.config.selector, device, channels_last)
+        grouping, enlarged = self.limits.grouping, self.limits.cost.enlarged()
+        return ShrinkingSides(module, grouping, self.config.selector, device, channels_last, enlarged)
 
 
 def _shared(module: nn.Module) -> set[str]:
