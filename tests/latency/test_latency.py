@@ -112,7 +112,7 @@ def test_the_search_ends_just_within_the_bound(bound):
         limit = min([1000.0] + [budget.bound for budget in budgets])
         return int(limit // 7 * 7)
 
-    kept = within(choose, lambda macs: macs / 10, bound, (105, 1000))
+    kept = within(choose, lambda macs: macs / 10, bound, ("macs", 105, 1000))
     assert kept / 10 <= bound
     if bound < 95:
         assert kept / 10 >= 0.98 * bound - 0.01 * 100 - 0.7
@@ -120,7 +120,22 @@ def test_the_search_ends_just_within_the_bound(bound):
 
 def test_a_bound_below_the_smallest_is_infeasible():
     with pytest.raises(InfeasibleError, match="within 5 ms"):
-        within(lambda budgets: 100, lambda macs: macs, 5.0, (100, 1000))
+        within(lambda budgets: 100, lambda macs: macs, 5.0, ("macs", 100, 1000))
+
+
+@pytest.mark.parametrize("wrong", [0.6, 1.0, 1.7])
+def test_a_table_is_followed_and_set_right(wrong):
+    """A table that is off by a factor: each measurement corrects the next guess."""
+    measured = []
+
+    def milliseconds(kept):
+        measured.append(kept)
+        return wrong * kept
+
+    kept = within(lambda budgets: min([100.0] + [budget.bound for budget in budgets]), milliseconds, 40.0,
+                  ("latency", 5.0, 100.0))  # fmt: skip
+    assert 0.95 * 40 <= wrong * kept <= 40
+    assert len(measured) <= 5  # all, the smallest, the guess, and at most two more
 
 
 def fake(networks, input_size, **more):

@@ -36,6 +36,12 @@ def test_rounds_go_part_of_the_way_each(rounds):
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.parametrize("method", ["random", "l1", "fpgm"])
+def test_rounds_on_padded_shortcuts(method):
+    """Once cut, such a shortcut may take channels that it hands on to nobody, the last one among them."""
+    check_conformance(carry_out(ready("resnet20", method, "params<=40%", rounds=3, epochs=3.0)))
+
+
 def test_steps_before_the_last_removal_are_a_share_of_all():
     plan = ready("tiny", "l1", "macs<=40%", rounds=4, share=0.5, epochs=10.0).plan
     assert plan.share == pytest.approx(0.5, abs=3 / plan.steps)

@@ -377,7 +377,7 @@ def test_a_search_goes_on_while_the_network_is_too_slow(method, monkeypatch):
     """A machine on which inputs cost twice as much as outputs, and 1x1 convolutions nothing."""
     monkeypatch.setattr(
         "billhook.methods.channel_latency.Clock.__post_init__",
-        lambda self: self.__dict__.update(dense_ms=10.0, note=""),
+        lambda self: self.__dict__.update(dense_ms=10.0, engine="torch", note=""),
     )
 
     def of(self, small):

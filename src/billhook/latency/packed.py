@@ -5,10 +5,12 @@ The operators are found once; masks only change how weights are stored.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from torch import nn
@@ -122,3 +124,20 @@ class Packable:
             for operator in self.lowered.graph.operators
             if operator.tensors.get("weight") in origins
         }
+
+
+def steps_ms(times: LayerTimes) -> float:
+    """All steps of a network, each at its shortest."""
+    return sum(times.layers.values()) + times.rest_ms
+
+
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and intercept, the latter not negative, of a line that one disturbed point does not turn (Theil-Sen).
+
+    Args:
+        points: Sum of the shortest times of the steps, and median time of the whole network.
+    """
+    slopes = [(b - d) / (a - c) for (a, b), (c, d) in itertools.combinations(points, 2) if a != c]
+    slope = median(slopes) if slopes else 0.0
+    intercept = median(b - slope * a for a, b in points)
+    return (slope, intercept) if slope > 0 and intercept >= 0 else (median(b / a for a, b in points), 0.0)

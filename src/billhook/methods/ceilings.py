@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from billhook.cost import Cost
 from billhook.cost.budget import Budget
 from billhook.errors import UsageError
-from billhook.surgery.channel_cost import QUANTITIES
+from billhook.surgery.channel_cost import LATENCY
 
 TOLERANCE = 0.001
 """Overshoot of a sparsity that does not matter, as a share of the parameters (0.1 point)."""
@@ -27,18 +27,20 @@ class Costs(Protocol):
 
     Attributes:
         cost: Of the dense network with the head as it will be delivered.
+        quantities: What is counted: :data:`~billhook.surgery.channel_cost.QUANTITIES`, and maybe the latency.
         names: Groups.
         index: Their numbers.
         channels: ``[groups]``: all of them.
     """
 
     cost: Cost
+    quantities: tuple[str, ...]
     names: tuple[str, ...]
     index: dict[str, int]
     channels: NDArray[np.int64]
 
     def many(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """``[..., quantities]`` of ``[..., groups]``, in the order of :data:`QUANTITIES`."""
+        """``[..., quantities]`` of ``[..., groups]``, in the order of :attr:`quantities`."""
         ...
 
     def totals(self, kept: Mapping[str, int]) -> dict[str, float]:
@@ -52,7 +54,7 @@ class Costs(Protocol):
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the budgets leave, each as a limit of one of :data:`QUANTITIES`.
+    """What the budgets leave, each as a limit of one of the quantities.
 
     Attributes:
         columns: By budget: the place of its quantity.
@@ -75,13 +77,13 @@ class Ceilings:
             fraction: Share of the way from the network with all channels to the budgets.
 
         Raises:
-            UsageError: A budget on latency.
+            UsageError: A budget on latency where no layer was timed.
         """
         whole = cost.many(cost.channels)
         columns, limits, tolerances = [], np.zeros(len(budgets)), np.zeros(len(budgets))
         for place, budget in enumerate(budgets):
             quantity, limit = _limit(budget, cost, dense)
-            columns.append(QUANTITIES.index(quantity))
+            columns.append(cost.quantities.index(quantity))
             start = float(whole[columns[-1]])
             if fraction < 1 and limit < start:
                 limit = start + fraction * (limit - start)
@@ -104,7 +106,9 @@ class Ceilings:
 
 
 def _limit(budget: Budget, cost: Costs, dense: Mapping[str, float]) -> tuple[str, float]:
-    if budget.quantity == "latency":
+    if budget.quantity == LATENCY and LATENCY in cost.quantities and budget.unit == "ms":
+        return LATENCY, budget.bound
+    if budget.quantity == LATENCY:
         raise UsageError(
             f"{budget} cannot be counted, only measured",
             "ask for params, macs, channels, volume, bytes or sparsity",

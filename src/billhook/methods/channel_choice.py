@@ -16,7 +16,7 @@ from billhook.methods.ceilings import Ceilings, Costs
 from billhook.methods.channel_paths import with_paths
 from billhook.methods.floor import LOWEST, Floor
 from billhook.methods.kept import Kept
-from billhook.surgery.channel_cost import QUANTITIES
+from billhook.surgery.channel_cost import LATENCY
 from billhook.surgery.groups import Grouping
 
 Scope = Literal["global", "uniform"]
@@ -117,11 +117,12 @@ def feasibility(
     ceilings = Ceilings.of(budgets, cost, dense)
     rows: list[dict[str, object]] = []
     for budget, column, limit in zip(budgets, ceilings.columns, ceilings.limits, strict=True):
-        quantity = QUANTITIES[column]
+        quantity = cost.quantities[column]
         if budget.quantity == "sparsity":
             asked, before, after = budget.bound, 0.0, 1 - totals["params"] / cost.cost.params
         else:
-            asked, before, after = budget.absolute(dense), float(dense[budget.quantity]), totals[quantity]
+            whole = cost.totals({}) if quantity == LATENCY else dense  # milliseconds as the layers' times tell them
+            asked, before, after = budget.absolute(whole), float(whole[quantity]), totals[quantity]
         rows.append(
             {
                 "quantity": budget.quantity,

@@ -1,27 +1,70 @@
-"""A budget in milliseconds for methods that remove channels: MACs are bisected, milliseconds are measured."""
+"""A budget in milliseconds for methods that remove channels: something counted is bisected, milliseconds are measured.
+
+What is counted are milliseconds as a table of the layers tells them (:mod:`~billhook.methods.channel_times`), where our
+runtime runs the network, else MACs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from billhook import latency
+from billhook import artifact, latency
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError
 from billhook.methods.counted import Counted
 from billhook.methods.kept import Kept
 from billhook.surgery import plan_channels, remove_channels, slice_head
+from billhook.surgery.channel_cost import LATENCY
+from billhook.training.checkpoint import Journal
 from billhook.training.precision import Room
 
 CLOSE = 0.01
-"""The search ends when its MACs are this close together, as a share."""
+"""The search ends when what it counts is this close together, as a share."""
+
+NEAR = 0.95
+"""Of the bound: a network that is faster than that has lost more than it had to."""
+
+_PHASE = "latency"
 
 MARGIN = 0.98
 """Of the bound: what the search aims at, since a time measured again is never quite the same."""
+
+
+class Memory:
+    """What was measured in the course of a run, so that a resumed one makes the same choices.
+
+    Args:
+        directory: Of the interrupted run that goes on.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._journal: Journal | None = None
+        saved = None if directory is None else Journal(directory / artifact.PARTIAL).load(_PHASE)
+        self._values: list[float] = [] if saved is None else [float(value) for value in saved[1]["values"]]
+        self._recalled = 0
+
+    def begin(self, journal: Journal) -> None:
+        """Keep everything there from now on."""
+        self._journal = journal
+        self._save()
+
+    def recall(self, work: Callable[[], float]) -> float:
+        """What this call of the run returned before it was interrupted, else what ``work`` returns now."""
+        if self._recalled == len(self._values):
+            self._values.append(work())
+            self._save()
+        self._recalled += 1
+        return self._values[self._recalled - 1]
+
+    def _save(self) -> None:
+        if self._journal is not None and self._values:
+            self._journal.save(_PHASE, {}, {"values": self._values})
 
 
 @dataclass
@@ -85,7 +128,7 @@ def within(
     choose: Callable[[Sequence[Budget]], Kept],
     milliseconds: Callable[[Kept], float],
     bound: float,
-    macs: tuple[float, float],
+    counted: tuple[str, float, float],
 ) -> Kept:
     """The most channels that run within ``bound`` milliseconds.
 
@@ -93,27 +136,37 @@ def within(
         choose: Channels that stay under further budgets.
         milliseconds: Measures a choice.
         bound: In milliseconds.
-        macs: Of the smallest and of the largest network that can be chosen.
+        counted: The quantity that is bisected, and how much of it the smallest and the largest network have that can
+            be chosen. Where that is ``latency``, the first guess is what the table says.
 
     Raises:
         InfeasibleError: The smallest is too slow already.
     """
-    low, high = macs  # of all choices; the floor may be above the lowest of them
+    quantity, low, high = counted  # of all choices; the floor may be above the lowest of them
     everything = choose(())
     if milliseconds(everything) <= MARGIN * bound:
         return everything
-    best = choose((_macs(low),))
+    best = choose((stand_in(quantity, low),))
     if milliseconds(best) > bound:
         raise InfeasibleError(f"no choice of channels runs within {bound:.3g} ms", "ask for less")
+    told = quantity == LATENCY
+    middle = MARGIN * bound if told and low < MARGIN * bound < high else (low + high) / 2
     while high - low > CLOSE * high:
-        middle = (low + high) / 2
-        kept = choose((_macs(middle),))
-        if milliseconds(kept) <= MARGIN * bound:
+        kept = choose((stand_in(quantity, middle),))
+        found = milliseconds(kept)
+        if found <= MARGIN * bound:
             low, best = middle, kept
+            if told and found >= NEAR * bound:
+                break
         else:
             high = middle
+        guess = middle * MARGIN * bound / found * (1 - CLOSE / 4) if told else low
+        middle = guess if low < guess < high else (low + high) / 2
     return best
 
 
-def _macs(bound: float) -> Budget:
-    return Budget("macs", float(np.ceil(bound)), "count")
+def stand_in(quantity: str, bound: float) -> Budget:
+    """The budget on what is counted in the place of milliseconds on a clock."""
+    if quantity == LATENCY:
+        return Budget(LATENCY, bound, "ms")
+    return Budget(quantity, float(np.ceil(bound)), "count")

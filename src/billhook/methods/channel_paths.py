@@ -139,10 +139,16 @@ def _lit(grouping: Grouping, kept: Mapping[str, NDArray[np.int64]]) -> _Masks:
 def _brought(grouping: Grouping, writer: Member, lit: _Masks) -> NDArray[np.bool_]:
     """``[channels]``: those of a stream that a padded shortcut fills with something of the image."""
     source = np.array(grouping.maps[writer.layer], dtype=np.int64)
-    inputs = np.ones(int(source.max(initial=-1)) + 1, dtype=bool)  # what no group owns is always there
-    for name, group in grouping.groups.items():
-        for reader in group.readers:
-            if reader.layer == writer.layer:
-                inputs[reader.index.ravel()] = np.repeat(lit[name], reader.index.shape[1])
+    reading = [
+        (name, reader)
+        for name, group in grouping.groups.items()
+        for reader in group.readers
+        if reader.layer == writer.layer
+    ]
+    # A shortcut that was cut before may hand on none of the last channels that it takes.
+    last = max([int(source.max(initial=-1)), *(int(reader.index.max(initial=-1)) for _, reader in reading)])
+    inputs = np.ones(last + 1, dtype=bool)  # what no group owns is always there
+    for name, reader in reading:
+        inputs[reader.index.ravel()] = np.repeat(lit[name], reader.index.shape[1])
     positions = source[writer.index]
     return np.asarray(((positions >= 0) & inputs[np.maximum(positions, 0)]).any(axis=1), dtype=bool)

@@ -14,7 +14,7 @@ from billhook.compensation import make_up
 from billhook.cost.budget import Budget
 from billhook.methods.base import Outcome, Setting
 from billhook.methods.channel_choice import Scope, choose_channels
-from billhook.methods.channel_limits import ChannelLimits, channel_cost
+from billhook.methods.channel_limits import ChannelLimits
 from billhook.methods.channel_run import FORWARD, ChannelRun, RemovalPlan, short_note
 from billhook.methods.counted import Counted, count_network
 from billhook.methods.floor import RemovalConfig
@@ -161,7 +161,7 @@ class ChannelPruningPlan(RemovalPlan):
         if number > 1:
             network = replace(setting.network, module=copy.deepcopy(module).cpu())
             counted = count_network(network, problem.preprocess.input_size, setting.rows)
-        grouping, cost = counted.groups(), channel_cost(counted)
+        grouping, cost = counted.groups(), self.limits.cost_of(counted)
         images = self.images(self.scored, number) if self.scored else None
         place(module, room.device, problem.train.channels_last)
         scores = channel_scores(
@@ -193,7 +193,7 @@ class ChannelPruningPlan(RemovalPlan):
                 fraction=fraction,
             )
 
-        kept = choose(self.limits.in_macs_of(counted, cost, choose, floor), fraction)
+        kept = choose(self.limits.counted_of(counted, cost, choose, floor), fraction)
         if self.calibration and make_up(module, grouping, kept, self.bare(self.images(self.calibration, number))):
             self.notes.append(short_note(self.calibration))
         return plan_channels(module, grouping, kept), cost.totals(how_many(kept))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from billhook import artifact
 from billhook.data import ImageSet
 from billhook.methods.base import HistoryWriter, Outcome, Setting
 from billhook.methods.floor import RemovalConfig
@@ -160,7 +161,8 @@ class RemovalPlan(ABC):
             self.notes += [limits.clock.note] if limits.clock.note else []
         train = setting.problem.train
         self.distil = train.distil if train.distil is not None else config.distil
-        self.documents: dict[str, Any] = {}
+        table = limits.table
+        self.documents: dict[str, Any] = {} if table is None else {artifact.LATENCY: table.as_dict()}
 
     def run(
         self,
@@ -171,6 +173,7 @@ class RemovalPlan(ABC):
         on_history: HistoryWriter,
     ) -> Outcome:
         """Remove channels and fine-tune; continues from the journal. ``module`` is left behind."""
+        self.limits.memory.begin(journal)
         return self.carry_out(ChannelRun(self.setting, teacher, journal, progress, on_history), module)
 
     @abstractmethod

@@ -14,11 +14,13 @@ from billhook.errors import InfeasibleError, InputError
 from billhook.methods.base import Setting
 from billhook.methods.ceilings import Costs
 from billhook.methods.channel_choice import check, choose_channels, feasibility, smallest
-from billhook.methods.channel_latency import Clock, within
+from billhook.methods.channel_latency import Clock, Memory, stand_in, within
+from billhook.methods.channel_times import ChannelTimes
 from billhook.methods.counted import Counted
 from billhook.methods.floor import Floor, RemovalConfig
 from billhook.methods.kept import Kept, how_many
 from billhook.surgery import ChannelGroup, Grouping
+from billhook.surgery.channel_cost import LATENCY
 
 Choose = Callable[[Sequence[Budget]], Kept]
 """Channels that stay under further budgets."""
@@ -39,6 +41,7 @@ class GroupLimits(ABC):
 
     def __init__(self, counted: Counted, budgets: Sequence[Budget], config: RemovalConfig) -> None:
         self.counted, self.config = counted, config
+        self.memory = Memory(counted.earlier if isinstance(counted, Setting) else None)
         self.budgets = [budget for budget in budgets if budget.quantity != "latency"]
         self.clocked = [budget for budget in budgets if budget.quantity == "latency"]
         layers = [layer.name for layer in counted.cost.layers if layer.macs]
@@ -117,6 +120,16 @@ class GroupLimits(ABC):
         return Clock(self.counted, self.counted.cost.input_size[0], room)
 
     @property
+    def table(self) -> ChannelTimes | None:
+        """Milliseconds by the widths of layers; None where there are none, or no latency is asked for."""
+        return None
+
+    @property
+    def quantity(self) -> str:
+        """What a latency comes to when channels are chosen."""
+        return LATENCY if LATENCY in self.cost.quantities else "macs"
+
+    @property
     def bound(self) -> float:
         """Milliseconds that the network may take; there is a budget on latency."""
         return min(self.clock.bound(budget) for budget in self.clocked)
@@ -136,8 +149,9 @@ class GroupLimits(ABC):
         budgets, dense = [*self.budgets, *more], self.counted.dense
         return choose_channels(scores, self.grouping, self.cost, budgets, dense, floor=self.floor, scope="uniform")
 
-    def in_macs(self, choose: Choose) -> tuple[Budget, ...]:
-        """What the latency asked for comes to in MACs, by measuring choices of channels; nothing when none is.
+    def counted_as(self, choose: Choose) -> tuple[Budget, ...]:
+        """What the latency asked for comes to in something counted, by measuring choices of channels; nothing when none
+        is.
 
         Args:
             choose: Channels that stay under further budgets.
@@ -145,16 +159,21 @@ class GroupLimits(ABC):
         Raises:
             InfeasibleError: The smallest is too slow.
         """
-        return self._in_macs(choose, self.grouping, self.cost, self.milliseconds, self.floor)
+        return self._counted_as(choose, self.grouping, self.cost, self.milliseconds, self.floor)
 
-    def _in_macs(
+    def _counted_as(
         self, choose: Choose, grouping: Grouping, cost: Costs, milliseconds: Callable[[Kept], float], floor: Floor
     ) -> tuple[Budget, ...]:
         if not self.clocked:
             return ()
-        fewest = smallest(grouping, cost, floor)
-        kept = within(choose, milliseconds, self.bound, (cost.totals(fewest)["macs"], cost.totals({})["macs"]))
-        return (Budget("macs", cost.totals(how_many(kept))["macs"], "count"),)
+        quantity = self.quantity
+
+        def work() -> float:
+            few, most = (cost.totals(kept)[quantity] for kept in (smallest(grouping, cost, floor), {}))
+            return cost.totals(how_many(within(choose, milliseconds, self.bound, (quantity, few, most))))[quantity]
+
+        # A little more than it costs exactly: it is told anew from sums in another order.
+        return (stand_in(quantity, (1 + 1e-9) * self.memory.recall(work)),)
 
 
 def _first(group: ChannelGroup, number: int) -> NDArray[np.int64]:

@@ -7,7 +7,6 @@ right once more by the network that was chosen, before its masks are fixed.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from billhook import artifact
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, InputError, UsageError
 from billhook.formats import PatternInfo
-from billhook.latency.packed import LayerTimes, Packable
+from billhook.latency.packed import LayerTimes, Packable, line, steps_ms
 from billhook.methods.base import Setting
 from billhook.methods.channel_latency import MARGIN
 from billhook.methods.counted import Counted
@@ -83,7 +82,7 @@ class LatencyTable:
 
     def whole(self, times: LayerTimes) -> float:
         """Milliseconds of a network whose steps were timed; its own median would tell what else the machine did."""
-        return self.scale * _steps(times) + self.call_ms
+        return self.scale * steps_ms(times) + self.call_ms
 
     @property
     def slowest(self) -> str:
@@ -139,7 +138,7 @@ def tabulate(
         columns[name] = tuple(sorted(found))
         rising = np.maximum.accumulate([found[number] for number in columns[name]])
         milliseconds[name] = tuple(float(time) for time in rising)
-    scale, call_ms = _line([(_steps(time), time.p50_ms) for time in times.values()])
+    scale, call_ms = line([(steps_ms(time), time.p50_ms) for time in times.values()])
     last = times[list(levels)[-1]]
     return LatencyTable(
         columns,
@@ -148,26 +147,10 @@ def tabulate(
         median(times[level].rest_ms for level in levels),
         scale,
         call_ms,
-        scale * _steps(times[_DENSE]) + call_ms,
-        scale * _steps(last) + call_ms,
+        scale * steps_ms(times[_DENSE]) + call_ms,
+        scale * steps_ms(last) + call_ms,
         dict(about),
     )
-
-
-def _steps(times: LayerTimes) -> float:
-    return sum(times.layers.values()) + times.rest_ms
-
-
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and intercept, the latter not negative, of a line that one disturbed point does not turn (Theil-Sen).
-
-    Args:
-        points: Sum of the shortest times of the steps, and median time of the whole network.
-    """
-    slopes = [(b - d) / (a - c) for (a, b), (c, d) in itertools.combinations(points, 2) if a != c]
-    slope = median(slopes) if slopes else 0.0
-    intercept = median(b - slope * a for a, b in points)
-    return (slope, intercept) if slope > 0 and intercept >= 0 else (median(b / a for a, b in points), 0.0)
 
 
 def levels_of(columns: Mapping[str, int], pattern: HybridPattern) -> dict[str, dict[str, int]]:

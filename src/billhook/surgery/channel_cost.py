@@ -16,12 +16,15 @@ from billhook.surgery.groups import Grouping, Member
 QUANTITIES = ("params", "nonzero", "macs", "effective_macs", "channels", "volume", "bytes")
 """What is counted, in the order of the columns of :meth:`ChannelCost.many`."""
 
+LATENCY = "latency"
+"""Comes after :data:`QUANTITIES` where the layers' milliseconds were measured."""
+
 _BYTES = 4  # of one fp32 value
 _STATISTICS = 2  # running mean and variance: stored, but no parameters
-_OWN = ("params", "macs", "channels", "volume", "values")  # computed; the others follow from them
+_OWN = ("params", "macs", "channels", "volume", "values", LATENCY)  # computed; the others follow from them
 _AS = {"nonzero": "params", "effective_macs": "macs", "bytes": "values"}
-_COLUMNS = [_OWN.index(_AS.get(name, name)) for name in QUANTITIES]
-_PARAMS, _FILE = _OWN.index("params"), QUANTITIES.index("bytes")
+_COLUMNS = [_OWN.index(_AS.get(name, name)) for name in (*QUANTITIES, LATENCY)]
+_PARAMS, _FILE, _TIME = _OWN.index("params"), QUANTITIES.index("bytes"), _OWN.index(LATENCY)
 _BOTH = np.array([_PARAMS, _OWN.index("values")])  # a parameter is also a stored value
 
 
@@ -42,12 +45,26 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Milliseconds of a network by the widths of its layers.
+
+    Attributes:
+        layers: By layer: what it takes for each output and input of one of its groups (arithmetic), for each output
+            (reading and writing maps), and while it stands.
+        rest: Of all else.
+    """
+
+    layers: Mapping[str, tuple[float, float, float]]
+    rest: float
+
+
+@dataclass(frozen=True)
 class Coefficients:
     """What :class:`ChannelCost` computes with, for those who need its derivatives.
 
     A layer with ``o`` outputs that each read ``i`` inputs costs ``o * i * product + o * output + fixed`` while it
     stands, and ``o * constant`` where nothing but the constant of a branch is left of it; the network costs the sum of
-    its layers, and ``elsewhere``. Quantities are in the order of :data:`QUANTITIES`.
+    its layers, and ``elsewhere``. Quantities are in the order of :attr:`ChannelCost.quantities`.
 
     Attributes:
         layers: Names of the layers.
@@ -92,6 +109,10 @@ class ChannelCost:
         dense_file_bytes: Size of that network's file.
         shapes: Of all tensors of the state dictionary. Without them a BatchNorm is taken to store its statistics, and
             a module with a parameter that stands on its own to have no other.
+        times: Of its layers, by which it also tells milliseconds.
+
+    Attributes:
+        quantities: :data:`QUANTITIES`, and the latency where there are times.
 
     Raises:
         ValueError: A member that its layer cannot have, or the end of a branch that was never counted.
@@ -104,8 +125,11 @@ class ChannelCost:
         dense_file_bytes: int,
         *,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
+        times: Times | None = None,
     ) -> None:
         self.cost, self.grouping = cost, grouping
+        self.quantities: tuple[str, ...] = QUANTITIES if times is None else (*QUANTITIES, LATENCY)
+        self._columns = _COLUMNS[: len(self.quantities)]
         self.names = tuple(grouping.groups)
         self.index = {name: number for number, name in enumerate(self.names)}
         self.channels = np.array([group.channels for group in grouping.groups.values()], dtype=np.int64)
@@ -121,6 +145,10 @@ class ChannelCost:
         fixed = np.array([row.fixed for row in rows.values()], dtype=np.float64)
         self._fixed = np.zeros_like(self._output)
         self._fixed[:, _BOTH] = fixed[:, None]
+        for layer, parts in (times.layers if times is not None else {}).items():
+            if layer in place:
+                number = place[layer]
+                self._product[number, _TIME], self._output[number, _TIME], self._fixed[number, _TIME] = parts
         # [groups, layers]: what a layer loses with one channel of a group.
         self._out_loss = np.zeros((len(self.names), len(rows)))
         self._in_loss = np.zeros_like(self._out_loss)
@@ -150,6 +178,7 @@ class ChannelCost:
         whole = self._layers(self.channels)
         self._elsewhere = np.zeros(len(_OWN))  # parameters of modules that never run
         self._elsewhere[_BOTH] = cost.params - whole[:, _PARAMS].sum()
+        self._elsewhere[_TIME] = 0.0 if times is None else times.rest
         self._file = float(dense_file_bytes) - _BYTES * (whole.sum(0) + self._elsewhere)[_BOTH[1]]
 
     def vector(self, kept: Mapping[str, int]) -> NDArray[np.int64]:
@@ -175,7 +204,7 @@ class ChannelCost:
             kept: ``[..., groups]``: channels that each group keeps.
 
         Returns:
-            ``[..., quantities]``, in the order of :data:`QUANTITIES`.
+            ``[..., quantities]``, in the order of :attr:`quantities`.
         """
         outputs, inputs = self._sides(kept)
         pairs = outputs * inputs
@@ -186,7 +215,7 @@ class ChannelCost:
             own = (pairs * open_) @ self._product + (outputs * open_) @ self._output + open_ @ self._fixed
             own[..., _BOTH] += ((outputs * end) @ self._constant)[..., None]
         own += self._elsewhere
-        totals = cast(NDArray[np.float64], own[..., _COLUMNS])
+        totals = cast(NDArray[np.float64], own[..., self._columns])
         totals[..., _FILE] = self._file + _BYTES * totals[..., _FILE]
         return totals
 
@@ -198,12 +227,13 @@ class ChannelCost:
 
         Returns:
             ``params``, ``nonzero`` (the same), ``macs``, ``effective_macs`` (the same), ``channels``, ``volume``, and
-            ``bytes`` of the file, which may come out a little smaller: its header names shapes of fewer digits.
+            ``bytes`` of the file, which may come out a little smaller: its header names shapes of fewer digits; and
+            ``latency`` in milliseconds where there are times.
 
         Raises:
             ValueError: A group that is not there, or more channels than it has.
         """
-        return dict(zip(QUANTITIES, self.many(self.vector(kept)).tolist(), strict=True))
+        return dict(zip(self.quantities, self.many(self.vector(kept)).tolist(), strict=True))
 
     def saving(self, group: str, channels: int, kept: Mapping[str, int]) -> dict[str, float]:
         """What removing that many more channels of one group saves of every quantity.
@@ -215,23 +245,23 @@ class ChannelCost:
         left = int(before[self.index[group]]) - channels if group in self.index else 0
         after = self.vector({**kept, group: left})
         one, two = self.many(np.stack([before, after]))
-        return dict(zip(QUANTITIES, (one - two).tolist(), strict=True))
+        return dict(zip(self.quantities, (one - two).tolist(), strict=True))
 
     def largest(self, kept: Mapping[str, int], quantity: str) -> str:
         """The layer that has the most of a quantity; empty when there is none."""
-        share = self._layers(self.vector(kept))[:, _COLUMNS[QUANTITIES.index(quantity)]]
+        share = self._layers(self.vector(kept))[:, self._columns[self.quantities.index(quantity)]]
         return self.layers[int(share.argmax())] if len(share) else ""
 
     def coefficients(self) -> Coefficients:
         """Copies of the arrays that costs are computed from."""
-        scale = np.ones(len(QUANTITIES))
+        scale = np.ones(len(self.quantities))
         scale[_FILE] = _BYTES
         constant = np.zeros_like(self._fixed)
         constant[:, _BOTH] = self._constant[:, None]
-        elsewhere = scale * self._elsewhere[_COLUMNS]
+        elsewhere = scale * self._elsewhere[self._columns]
         elsewhere[_FILE] += self._file
         product, output, fixed, constant = (
-            scale * rows[:, _COLUMNS] for rows in (self._product, self._output, self._fixed, constant)
+            scale * rows[:, self._columns] for rows in (self._product, self._output, self._fixed, constant)
         )
         sides = self._outputs.copy(), self._inputs.copy(), self._groups.copy()
         return Coefficients(self.layers, *sides, product, output, fixed, constant, elsewhere)
@@ -320,7 +350,7 @@ def _rows(cost: Cost, grouping: Grouping, shapes: Mapping[str, tuple[int, ...]] 
             )
         stored = _statistics(name, shapes) if shapes else 0
         constant = float(name in ends and (stored > 0 or not shapes))
-        rows[name] = _Row(last, output=(0.0, 0.0, 0.0, 0.0, float(stored)), constant=constant)
+        rows[name] = _Row(last, output=(0.0, 0.0, 0.0, 0.0, float(stored), 0.0), constant=constant)
     return rows
 
 
@@ -356,8 +386,8 @@ def _matrix_row(layer: LayerCost, found: list[Member]) -> _Row:
         outputs,
         float(inputs),
         groups,
-        product=(taps * own, layer.macs / pairs, 0.0, 0.0, taps * own),
-        output=(bias, 0.0, layer.channels / outputs, layer.volume / outputs, bias),
+        product=(taps * own, layer.macs / pairs, 0.0, 0.0, taps * own, 0.0),
+        output=(bias, 0.0, layer.channels / outputs, layer.volume / outputs, bias, 0.0),
         fixed=rest - bias * outputs,
         constant=bias,
     )
@@ -378,7 +408,7 @@ def _per_channel(values: int, channels: int, last: int, stored: int) -> _Row:
     if not channels or values % channels or last > channels:
         return _Row(max(channels, last), fixed=float(values), constant=float(stored > 0))
     each = float(values // channels)
-    return _Row(channels, output=(each, 0.0, 0.0, 0.0, each + stored), constant=float(stored > 0))
+    return _Row(channels, output=(each, 0.0, 0.0, 0.0, each + stored, 0.0), constant=float(stored > 0))
 
 
 def _statistics(layer: str, shapes: Mapping[str, tuple[int, ...]]) -> int:

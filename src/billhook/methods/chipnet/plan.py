@@ -27,7 +27,6 @@ from billhook.methods.chipnet.threshold import Choice, harden
 from billhook.methods.kept import Kept
 from billhook.models import place
 from billhook.surgery import plan_channels
-from billhook.surgery.channel_cost import QUANTITIES
 from billhook.training.config import TrainConfig
 
 
@@ -95,8 +94,8 @@ class ChipNetPlan(RemovalPlan):
     # ------------------------------------------------------------------ choices
     @cached_property
     def _budgets(self) -> tuple[Budget, ...]:
-        """What gates are learnt for: a latency is stood in for by the MACs that it comes to for a uniform network."""
-        return (*self.limits.budgets, *self.limits.in_macs(self.limits.same_share))
+        """What gates are learnt for: a latency is stood in for by what it comes to for a uniform network."""
+        return (*self.limits.budgets, *self.limits.counted_as(self.limits.same_share))
 
     def _choose(self, psi: Named, budgets: Sequence[Budget]) -> Choice:
         return harden(psi, self.layout, self.limits.cost, budgets, self.setting.dense, self.limits.floor)
@@ -110,7 +109,7 @@ class ChipNetPlan(RemovalPlan):
         def kept(more: Sequence[Budget]) -> Kept:
             return self._choose(psi, [*limits.budgets, *more]).kept
 
-        return self._choose(psi, [*limits.budgets, *limits.in_macs(kept)])
+        return self._choose(psi, [*limits.budgets, *limits.counted_as(kept)])
 
     # ------------------------------------------------------------------ the run
     def carry_out(self, run: ChannelRun, module: nn.Module) -> Outcome:
@@ -126,7 +125,7 @@ class ChipNetPlan(RemovalPlan):
         plan = plan_channels(module, self.layout.grouping, choice.kept, choice.own)
         small = run.remove(module, plan)
         totals = SoftCost(self.limits.cost, self.layout).hard(choice.mask)
-        run.record_removal(1, dict(zip(QUANTITIES, totals.tolist(), strict=True)))
+        run.record_removal(1, dict(zip(self.limits.cost.quantities, totals.tolist(), strict=True)))
         run.train(small, "prune", self.fine_steps)
         outcome = run.outcome(small)
         saved = SavedGates(

@@ -20,7 +20,7 @@ from billhook.methods.chipnet.places import Layout
 from billhook.methods.chipnet.soft_cost import SoftCost, with_unread
 from billhook.methods.floor import LOWEST, Floor
 from billhook.methods.kept import Kept
-from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
+from billhook.surgery.channel_cost import ChannelCost
 
 _Mask = NDArray[np.bool_]
 
@@ -248,6 +248,6 @@ class _Search:
         worst = int(np.argmax(counted / np.maximum(self.ceilings.limits, 1e-9)))
         return InfeasibleError(
             f"{self.budgets[worst]} cannot be reached: the best channel of every layer that has to stay leaves "
-            f"{counted[worst]:,.0f} {QUANTITIES[columns[worst]]}",
+            f"{counted[worst]:,.0f} {self.cost.cost.quantities[columns[worst]]}",
             "ask for less, or choose the coupling group",
         )

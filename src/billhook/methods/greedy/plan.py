@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -48,10 +49,11 @@ class GreedyPlan(RemovalPlan):
         """What the network costs with fewer channels."""
         return self.limits.cost
 
-    def in_macs(self) -> tuple[Budget, ...]:
-        """What the latency asked for comes to in MACs where all groups lose the same share; nothing when none is."""
-        found = self.limits.in_macs(self.limits.same_share)
-        return tuple(Budget("macs", agreed(self.setting.room, budget.bound), "count") for budget in found)
+    def counted_as(self) -> tuple[Budget, ...]:
+        """What the latency asked for comes to in something counted, where all groups lose the same share; nothing when
+        none is."""
+        found = self.limits.counted_as(self.limits.same_share)
+        return tuple(replace(budget, bound=agreed(self.setting.room, budget.bound)) for budget in found)
 
     # ------------------------------------------------------------------ parts of a run
     def original(self) -> nn.Module:

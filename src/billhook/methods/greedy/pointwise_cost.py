@@ -35,6 +35,7 @@ class PointwiseCost:
 
     def __init__(self, cost: Cost, opened: Cost, sides: Mapping[str, tuple[str, str]], dense_file_bytes: int) -> None:
         self.cost = cost
+        self.quantities: tuple[str, ...] = QUANTITIES
         self.layers = layers = tuple(sides)
         self.names = tuple(name for names in sides.values() for name in names)
         self.index = {name: number for number, name in enumerate(self.names)}

@@ -17,7 +17,7 @@ from torch import nn
 from billhook.cost.budget import Budget
 from billhook.errors import Interrupted, RunError
 from billhook.methods.base import Outcome, Setting
-from billhook.methods.channel_latency import MARGIN
+from billhook.methods.channel_latency import MARGIN, stand_in
 from billhook.methods.channel_run import FORWARD, ChannelRun, counted, short_note
 from billhook.methods.greedy.config import HBGTS, FPOMPSearch, SearchConfig
 from billhook.methods.greedy.end_errors import EndErrors
@@ -64,7 +64,7 @@ class SearchPlan(GreedyPlan):
         self.counts = {name: config.floor.counts(group) for name, group in groups.items()}
         step, end = config.step, config.step_end
         self.step_end = end if end is not None else max(1, step // 2) if step >= 1 else step / 2
-        self.goals = self.goals_with(self.in_macs())
+        self.goals = self.goals_with(self.counted_as())
         self.rounds = max(1, self.goals.rounds(self.counts, step, self.step_end))
         # A round looks at all groups after a while, and at about three of them otherwise.
         looked = min(len(groups), len(groups) / config.stale + 3)
@@ -135,7 +135,7 @@ class _State:
     images: float = 0.0
     steps: int = 0
     seconds: float = 0.0
-    macs: float | None = None
+    counted: float | None = None
 
 
 class _Search:
@@ -286,7 +286,7 @@ class _Search:
         return len(candidate.kept)
 
     def _tighten(self) -> None:
-        """Ask for fewer MACs when the network is too slow yet."""
+        """Ask for less when the network is too slow yet."""
         limits, plan, state = self.plan.limits, self.plan, self.state
         if not limits.clocked:
             return
@@ -294,11 +294,12 @@ class _Search:
         if late <= 1:
             return
         totals = plan.cost.totals(how_many(self.network.kept))
-        state.macs = max(1.0, math.floor(totals["macs"] * min(0.97, MARGIN / late)))
+        state.counted = totals[limits.quantity] * min(0.97, MARGIN / late)
         self._ask()
 
     def _ask(self) -> None:
-        more = () if self.state.macs is None else (Budget("macs", self.state.macs, "count"),)
+        counted = self.state.counted
+        more = () if counted is None else (stand_in(self.plan.limits.quantity, counted),)
         self.goals = self.plan.goals_with(more)
 
     # ------------------------------------------------------------------ fine-tuning
@@ -337,7 +338,7 @@ class _Search:
         self.network.restore(meta["kept"], tensors)
         self.run_.history = meta["history"]
         self.short = meta["short"]
-        if self.state.macs is not None:
+        if self.state.counted is not None:
             self._ask()
 
 

@@ -56,7 +56,7 @@ class UniformPlan(GreedyPlan):
         """The smaller network, before the long fine-tuning."""
         started = perf_counter()
         network = self.begin(self.calibration)
-        wanted = how_many(self.limits.same_share(self.in_macs()))
+        wanted = how_many(self.limits.same_share(self.counted_as()))
         names = [name for name in reversed(wanted) if wanted[name] < len(network.kept[name])]
         every = self.config.finetune_every or len(names)
         self._done, short = 0, False
