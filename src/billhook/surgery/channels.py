@@ -145,6 +145,12 @@ def expand_channels(small: nn.Module, module: nn.Module, plan: ChannelPlan) -> n
             value = new.get(_new_name(f"{name}.value", plan)) if cut.role == "constant" else None
             if value is not None:
                 _hold(large.get_submodule(name), value, cut)
+    parts = dict(small.named_modules())
+    for name, part in large.named_modules():
+        if isinstance(part, PadShortcut):
+            less = parts.get(f"{name}.layer", parts.get(name))
+            if isinstance(less, PadShortcut):
+                _widen_map(part, less, plan.layers.get(name))
     return large
 
 
@@ -286,6 +292,17 @@ def _mask_map(part: PadShortcut, cut: LayerCut) -> None:
     if cut.out is not None:
         source = [channel if number in cut.out else -1 for number, channel in enumerate(source)]
     part.channels = ChannelMap(source)
+
+
+def _widen_map(part: PadShortcut, small: PadShortcut, cut: LayerCut | None) -> None:
+    """Hand on what the smaller one hands on, and nothing else: it may have lost channels in its own shape since."""
+    out, inside = (None, None) if cut is None else (cut.out, cut.inside)
+    source = [-1] * len(part.source())
+    for number, channel in enumerate(small.source()):
+        if channel >= 0:
+            source[number if out is None else out[number]] = channel if inside is None else inside[channel]
+    if source != part.source():
+        part.channels = ChannelMap(source).to(small.channels.source.device if small.channels is not None else "cpu")
 
 
 def _cuts(part: nn.Module | None, cut: LayerCut) -> dict[str, TensorCut]:
