@@ -15,6 +15,7 @@ from billhook.bench import jobs
 from billhook.bench.jobs import OURS, Setup, Subject, peak_memory, time_together
 from billhook.bench.networks import networks_of
 from billhook.bench.story import bench
+from billhook.cli.bench import describe
 from billhook.delivery import export_run
 from billhook.errors import InputError, RunError, UsageError
 from billhook.formats import read_network
@@ -161,6 +162,14 @@ def test_ratios_are_to_onnx_runtime(run_directory: Path) -> None:
         assert row["max_difference"] < (1e-4 if row["precision"] == "f32" else 0.1)
     # A batch is not what a budget in milliseconds speaks of.
     assert json.loads((run_directory / "summary.json").read_text())["pruned"]["latency_ms"] is None
+
+
+@pytest.mark.usefixtures("here")
+def test_the_precision_that_an_engine_chooses_is_named_so(run_directory: Path) -> None:
+    document = bench(run_directory, against=[engine_or_skip("openvino")], **QUICK)
+    own = [row for row in document["rows"] if row["default"]]
+    assert {(row["engine"], row["network"]) for row in own} == {("openvino", "dense"), ("openvino", "pruned")}
+    assert f"openvino {own[0]['precision']} (default)" in describe(document)
 
 
 @pytest.mark.usefixtures("here")

@@ -30,7 +30,7 @@ def against(engine: str, ratio: float, network: str = "dense", precision: str = 
 BENCH: dict[str, Any] = {
     "rows": [
         row("onnxruntime", "dense", 20.0, 1.0),
-        row("openvino", "dense", 10.0, 2.0, precision="bf16"),
+        row("openvino", "dense", 10.0, 2.0, precision="bf16", default=True),
         row("billhook", "dense", 21.0, 0.95),
         row("billhook", "pruned", 5.0, 4.0),
     ],
@@ -65,7 +65,7 @@ def test_figures() -> None:
     found = view(BENCH)
     assert [title for title, _ in found.networks] == ["Dense network", "Pruned network"]
     dense, pruned = (rows for _, rows in found.networks)
-    assert [line.engine for line in dense] == ["ONNX Runtime, f32", "OpenVINO, bf16", "billhook, f32"]
+    assert [line.engine for line in dense] == ["ONNX Runtime, f32", "OpenVINO, bf16 (its default)", "billhook, f32"]
     assert plain(pruned[0].p50) == "5.00 ms"
     assert (pruned[0].ratio, pruned[0].spread, pruned[0].images) == ("4.00×", "3.90 to 4.10", "200")
     assert [plain(text) for text in (pruned[0].memory, pruned[0].file)] == ["250.0 MB", "2.00 MB"]

@@ -54,6 +54,7 @@ class Timed:
         blocks: Milliseconds of every run, by turn.
         difference: Largest difference of an output from the same network's in the first engine that was named, over
             the largest output.
+        default: The precision is what the engine chooses when nothing is asked of it.
     """
 
     engine: str
@@ -61,6 +62,7 @@ class Timed:
     precision: str
     blocks: Blocks
     difference: float
+    default: bool = False
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -51,6 +51,7 @@ def rows(measured: Measured, batch: int, threads: int) -> list[dict[str, Any]]:
                 "engine": timed.engine,
                 "network": timed.network,
                 "precision": timed.precision,
+                "default": timed.default,
                 "threads": threads,
                 "batch": batch,
                 "p50_ms": p50,

@@ -45,6 +45,7 @@ def time_all(job: Mapping[str, Any]) -> dict[str, Any]:
     """Open, compare, time in turns."""
     engines: dict[tuple[str, str, str], Engine] = {}
     failed = []
+    defaults = set()
     for subject in _subjects(job):
         try:
             engine = _open(subject, job)
@@ -54,6 +55,8 @@ def time_all(job: Mapping[str, Any]) -> dict[str, Any]:
             continue
         # What an engine chooses may be what was asked of it already.
         engines.setdefault((subject.engine, subject.network, engine.precision), engine)
+        if subject.precision is None:
+            defaults.add((subject.engine, subject.network, engine.precision))
     references: dict[str, Any] = {}
     differences = []
     for (_, network, _), engine in engines.items():
@@ -69,6 +72,7 @@ def time_all(job: Mapping[str, Any]) -> dict[str, Any]:
             "precision": precision,
             "blocks": [[round(value, 6) for value in block] for block in times[str(number)]],
             "difference": differences[number],
+            "default": (name, network, precision) in defaults,
         }
         for number, (name, network, precision) in enumerate(engines)
     ]

@@ -70,7 +70,7 @@ def describe(document: Mapping[str, Any]) -> str:
 def _rows_table(rows: list[dict[str, Any]]) -> str:
     body = [
         [
-            f"{row['network']}  {row['engine']} {row['precision']}",
+            f"{row['network']}  {row['engine']} {row['precision']}{' (default)' if row.get('default') else ''}",
             f"{row['p50_ms']:.3f}",
             f"{row['p90_ms']:.3f}",
             _times(row["ratio_to_dense_onnxruntime"]),

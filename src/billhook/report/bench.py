@@ -108,7 +108,8 @@ def _row(row: Json, slowest: float) -> BenchRow:
 
 def _engine(row: Mapping[str, Any]) -> str:
     name = str(row.get("engine"))
-    return f"{ENGINES.get(name, name)}, {row.get('precision')}"
+    own = " (its default)" if row.get("default") else ""
+    return f"{ENGINES.get(name, name)}, {row.get('precision')}{own}"
 
 
 def milliseconds(value: Any) -> str:
