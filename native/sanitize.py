@@ -37,6 +37,8 @@ KINDS = {
 SEEDS = range(6)
 # Maps of a damaged program may overlap, so that its threads race for numbers nobody wants.
 DAMAGED = {"address": 1500, "thread": 0, "plain": 3000, "arm64": 100}
+# Requests for memory are counted: test_core.cpp.
+WRAPPED = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc")]
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 
 
@@ -77,7 +79,7 @@ def compiled(kind: str, folder: Path) -> Path:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = list(pool.map(unit, units))
     target = folder / f"test_core-{kind}"
-    build.run([*command, *flags, *objects, "-o", str(target)])
+    build.run([*command, *flags, *WRAPPED, *objects, "-o", str(target)])
     return target
 
 

@@ -197,6 +197,16 @@ def test_arm64_under_emulation():
     assert "6 programs, 0 failures" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_library_by_itself():
+    """Programs of every kind, whole and damaged, in threads and after a fork; a run asks for no memory."""
+    command = [sys.executable, str(ROOT / "native" / "sanitize.py"), "plain"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "programs, 0 failures" in done.stdout
+
+
 def test_what_the_sanitizers_are_asked_for(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     asked = load_script("sanitize").asked
