@@ -305,3 +305,18 @@ def test_a_size_that_the_network_cannot_take():
     module = nn.Sequential(nn.Conv2d(3, 8, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     with pytest.raises(InputError, match=r"fails on a 3x4x4 image in layer '0'.*input size"):
         inspected("passed", module, data={"input_size": 4})
+
+
+@pytest.mark.parametrize("method", ["l1", "hbgs", "crisp", "magnitude"])
+def test_what_one_method_could_leave_of_each_quantity(method):
+    """The same as asking for each, and nothing that it does not move."""
+    rows = inspected(model="tinycnn", method={"name": method})["reachable"]
+    found = {row["quantity"]: row for row in rows}
+    channels = method in ("l1", "hbgs")
+    moved = {"sparsity", "effective_macs", "bytes"} | ({"params", "macs", "channels", "volume"} if channels else set())
+    assert found.keys() == moved
+    for quantity, row in found.items():
+        budget = "sparsity>=50%" if quantity == "sparsity" else f"{quantity}<=50%"
+        (asked,) = inspected(model="tinycnn", method={"name": method}, budget=[budget])["feasible"]
+        assert (row["smallest"], row["dense"]) == (asked["smallest"], asked["dense"])
+    assert inspected(model="tinycnn")["reachable"] == []

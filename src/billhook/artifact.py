@@ -252,7 +252,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def names_run(model: str) -> bool:
     """Whether a MODEL is a run directory; a folder that happens to be called like a built-in network is none."""
     path = Path(model)
-    return path.is_dir() and (model.partition(",")[0] not in REGISTRY or (path / ARCHITECTURE).is_file())
+    return (
+        bool(model) and path.is_dir() and (model.partition(",")[0] not in REGISTRY or (path / ARCHITECTURE).is_file())
+    )
 
 
 def refuse_weights(model: str, weights: object) -> None:

@@ -24,6 +24,7 @@ from billhook.methods import METHODS, Counted, count_network, find_method, first
 from billhook.models import Network, open_network
 from billhook.recipe import DataRecipe, TrainRecipe, choose_preprocess, refuse_strangers, refuse_unknown
 from billhook.surgery import Grouping
+from billhook.surgery.channel_cost import QUANTITIES
 
 
 class Inspection(BaseModel):
@@ -93,7 +94,8 @@ def inspect_network(asked: Inspection, model: nn.Module | None = None) -> dict[s
         layers that write the channels, those that read them, the equal runs (``sections``) that must keep equally
         many, and whether all may go, with the residual branch that they are the inside of; empty where the channels
         cannot be traced. A layer's ``group`` is the one whose channels it puts out: its own, or, for a normalisation or
-        a depthwise convolution, that of the channels it carries.
+        a depthwise convolution, that of the channels it carries. ``reachable`` says of one method how little it could
+        leave of each quantity, when no budget is asked about.
 
     Raises:
         UsageError: A wrong name, option or value, or a budget that the method cannot move.
@@ -121,6 +123,7 @@ def inspect_network(asked: Inspection, model: nn.Module | None = None) -> dict[s
         "layers": _layers(counted, configs, grouping),
         "groups": _groups(grouping),
         "feasible": _feasible(counted, budgets, configs),
+        "reachable": [] if budgets or len(configs) > 1 else _reachable(counted, configs),
     }
 
 
@@ -249,6 +252,18 @@ def _prunable(layer: LayerCost, reasons: Mapping[str, str]) -> bool | str:
     if not layer.macs:
         return f"{layer.kind} has no weight matrix"
     return reasons.get(layer.name, True)
+
+
+def _reachable(counted: Counted, configs: Mapping[str, BaseModel]) -> list[dict[str, object]]:
+    """How far one method can go in each quantity that it moves, when nothing is asked yet."""
+    rows = []
+    for text in ("sparsity>=1%", *(f"{name}<=100%" for name in QUANTITIES if name != "nonzero")):
+        try:
+            (row,) = _feasible(counted, parse_budgets([text]), configs)
+        except (InputError, UsageError):  # not moved by it, or nothing can go
+            continue
+        rows.append({key: row[key] for key in ("quantity", "dense", "smallest", "binding_layer")})
+    return rows
 
 
 def _feasible(

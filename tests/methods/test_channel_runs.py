@@ -77,6 +77,15 @@ def test_images_for_compensation_are_paid_for():
     assert trained + 2 * 30 / 3 == pytest.approx(problem.images, rel=1 / problem.steps)
 
 
+def test_a_sparse_network_is_told_that_its_zeros_grow_back():
+    module = NETWORKS["tiny"](4)
+    assert not any("grow back" in note for note in ready(module, "l1", "macs<=40%").plan.notes)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(torch.rand_like(parameter) < 0.5)
+    assert any("grow back" in note for note in ready(module, "l1", "macs<=40%").plan.notes)
+
+
 def test_layers_that_keep_their_channels_say_why():
     left = ready("tiny", "l1", "macs<=40%").plan.left_dense
     assert any("output" in entry["reason"] for entry in left)

@@ -125,6 +125,14 @@ def show(document: dict[str, Any], console: Console) -> None:
             rows.add_row(row["quantity"], *cells, answer, Text(str(row["binding_layer"])))
         console.print()
         console.print(rows)
+    if document["reachable"]:
+        rows = grid("quantity", "dense", "reachable", "bound by", left=("quantity", "bound by"))
+        for row in document["reachable"]:
+            rows.add_row(
+                row["quantity"], *(_amount(row, key) for key in ("dense", "smallest")), str(row["binding_layer"])
+            )
+        console.print()
+        console.print(rows)
 
 
 class _Notes:

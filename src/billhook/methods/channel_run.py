@@ -28,6 +28,9 @@ FORWARD = 1 / 3
 
 BATCH = 64
 
+SPARSE = 0.05
+"""Share of zeros among the weights above which somebody has put them there."""
+
 Batches = Callable[[], Iterable[Tensor]]
 """Images, anew with each call, on the network's device."""
 
@@ -156,6 +159,12 @@ class RemovalPlan(ABC):
         limits.check()
         self.feasible = limits.feasibility()
         self.notes: list[str] = []
+        zeros = 1 - setting.dense["nonzero"] / max(1, setting.dense["params"])
+        if zeros > SPARSE:
+            self.notes.append(
+                f"{100 * zeros:.0f} % of the weights are zero, and are counted as any other: those that stay grow back "
+                "when the network is fine-tuned; prune channels first, and weights of what is left"
+            )
         if limits.clocked:
             setting.dense["latency_ms"] = limits.clock.dense_ms
             self.notes += [limits.clock.note] if limits.clock.note else []
