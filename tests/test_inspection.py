@@ -318,5 +318,6 @@ def test_what_one_method_could_leave_of_each_quantity(method):
     for quantity, row in found.items():
         budget = "sparsity>=50%" if quantity == "sparsity" else f"{quantity}<=50%"
         (asked,) = inspected(model="tinycnn", method={"name": method}, budget=[budget])["feasible"]
-        assert (row["smallest"], row["dense"]) == (asked["smallest"], asked["dense"])
+        # A packed file's header has a few digits more or less.
+        assert (row["smallest"], row["dense"]) == pytest.approx((asked["smallest"], asked["dense"]), rel=1e-3)
     assert inspected(model="tinycnn")["reachable"] == []
