@@ -9,7 +9,7 @@ skipped when it is there already. Test images are read once, at the end of each 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from cells import Cell, Summary, accuracies, left, make_parser, make_runs, print
 
 BASELINES = ("random", "l1", "l2", "fpgm", "slimming", "taylor", "activation")
 PETS = ("cat", "dog", "horse")
+BLENDS = {"mixup": 1.0, "distil_weight": 1.0}
+"""Images blended in pairs, and nothing but the dense network's outputs to learn from."""
+
+MADE_UP = {"streams": False, "compensation": "next-layer"}
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,15 @@ class Step(Cell):
         after: The cell whose network is pruned further; None: the dense network.
         equals: The cell whose file must not be exceeded: ``{bytes}`` in the budget stands for its size.
         share: Of the protocol's epochs; two runs in a row share one protocol.
-        train: Further fields of the training recipe.
     """
 
     after: str | None = None
     equals: str | None = None
     share: float = 1.0
-    train: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self, root: Path, out: Path) -> dict[str, Any]:
         recipe = super().recipe(root, out)
-        recipe["train"] = {"epochs": self.share * recipe["train"]["epochs"]} | self.train
+        recipe["train"]["epochs"] *= self.share
         if self.equals is not None:
             size = json.loads((out / self.equals / "summary.json").read_text())["pruned"]["bytes"]
             recipe["budget"] = [self.budget.format(bytes=size)]
@@ -54,11 +56,23 @@ def cells(best: str) -> list[Step]:
         Step("taylor-rounds-quick", "quick", {"name": "taylor", "rounds": 5}, "macs<=50%"),
         Step("taylor-branches-quick", "quick", {"name": "taylor", "streams": False}, "macs<=50%"),
         Step("taylor-branches-rounds-quick", "quick", {"name": "taylor", "streams": False, "rounds": 5}, "macs<=50%"),
+        Step("taylor-branches-made-up-quick", "quick", {"name": "taylor"} | MADE_UP, "macs<=50%"),
+        Step("taylor-branches-blends-quick", "quick", {"name": "taylor", "streams": False}, "macs<=50%", train=BLENDS),
         Step("slimming-no-penalty-quick", "quick", {"name": "slimming", "penalty": False}, "macs<=50%"),
     ]
     longer = [
         Step(f"{best}-standard", "standard", {"name": best}, "macs<=50%"),
         Step(f"{best}-branches-standard", "standard", {"name": best, "streams": False}, "macs<=50%"),
+        Step(
+            f"{best}-branches-blends-standard", "standard", {"name": best, "streams": False}, "macs<=50%", train=BLENDS
+        ),
+        Step(
+            f"{best}-branches-made-up-blends-standard",
+            "standard",
+            {"name": best} | MADE_UP,
+            "macs<=50%",
+            train=BLENDS | {"batch_size": 32},
+        ),
     ]
     crisp = {"name": "crisp", "nm": "2:4", "block": 16}
     channels = {"name": best, "round_to": 4}

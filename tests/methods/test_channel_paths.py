@@ -28,11 +28,18 @@ def tells_images_apart(module, size=8):
     images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)).double()
     module = copy.deepcopy(module).double()  # what is left of the difference after many layers is small
     with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()  # constants of branches that are gone
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.reset_running_stats()
-        for parameter in module.parameters():
-            parameter.fill_(0.1)
+                nn.init.ones_(part.weight)
+                nn.init.zeros_(part.bias)
+            elif getattr(part, "weight", None) is not None:
+                # Means: sums would end at the bound of a ReLU6, and a bias would outgrow what is left of a difference.
+                nn.init.constant_(part.weight, part.weight.shape[0] / part.weight.numel())
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
         return bool((module.eval()(images).std(dim=0) > 0).all())
 
 
