@@ -11,7 +11,7 @@ import billhook as bh
 from billhook import artifact, latency
 from billhook.cli import run
 from billhook.errors import InfeasibleError, InputError, RunError, UsageError
-from billhook.latency.packed import LayerTimes
+from billhook.latency.packed import LayerTimes, line
 from billhook.methods import hybrid_latency, weight_sparsity
 from billhook.methods.hybrid_latency import LatencyTable, levels_of, tabulate
 from billhook.patterns import NM, HybridPattern
@@ -97,9 +97,9 @@ def test_one_disturbed_version_does_not_turn_the_line(disturbed):
 
 
 def test_a_line_that_cannot_be_is_a_share():
-    assert hybrid_latency._line([(1.0, 2.0), (2.0, 1.0)]) == (1.25, 0.0)
-    assert hybrid_latency._line([(1.0, 1.0), (2.0, 4.0)]) == (1.5, 0.0)
-    assert hybrid_latency._line([(2.0, 4.0)]) == (2.0, 0.0)
+    assert line([(1.0, 2.0), (2.0, 1.0)]) == (1.25, 0.0)
+    assert line([(1.0, 1.0), (2.0, 4.0)]) == (1.5, 0.0)
+    assert line([(2.0, 4.0)]) == (2.0, 0.0)
 
 
 def test_levels():
