@@ -14,8 +14,9 @@
 
 namespace billhook {
 
-// A barrier between two steps is short; waking a thread takes longer than that (some 5 to 50 microseconds).
-constexpr uint32_t PATIENCE = 40000, IMPATIENCE = 1000;
+// A barrier between two steps is short; waking a thread takes longer than that (some 5 to 50 microseconds, more in a virtual machine).
+// A wait that was over within WORTH, the wakening included, would have been better spent looking.
+constexpr uint32_t PATIENCE = 60000, IMPATIENCE = 1000, WORTH = 120000;
 
 static inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -89,7 +90,7 @@ void Signal::reset() {
 
 void Signal::wait(uint32_t old, uint32_t &patience) {
     if (value() != old) return;
-    const double end = now() + 1e-9 * patience;
+    const double start = now(), end = start + 1e-9 * patience;
     do {
         for (int i = 0; i < 8; ++i) {
             pause();
@@ -100,7 +101,10 @@ void Signal::wait(uint32_t old, uint32_t &patience) {
         }
     } while (now() < end);
     sleep(old);
-    patience = patience / 2 > IMPATIENCE ? patience / 2 : IMPATIENCE;
+    if (now() - start < 1e-9 * WORTH)
+        patience = PATIENCE;
+    else
+        patience = patience / 2 > IMPATIENCE ? patience / 2 : IMPATIENCE;
 }
 
 bool Threads::start(int count) {

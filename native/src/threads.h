@@ -17,7 +17,7 @@ public:
     // Adds one and wakes whoever sleeps.
     void next();
     // Waits until the value is no longer `old`. `patience`, in nanoseconds, is how long it looks before it sleeps; a wait that
-    // ended in sleep shortens it, one that did not lengthens it. So on a busy machine threads give their core away early.
+    // was long shortens it, one that was not lengthens it. So on a busy machine threads give their core away early.
     void wait(uint32_t old, uint32_t &patience);
     void reset();
     ~Signal();
