@@ -116,7 +116,7 @@ class World:
         self.tables += share == SHARES[0]
         module = counted.network.module
         grouping = counted.groups()
-        some = {name: channel_times._first(group, share) for name, group in grouping.groups.items()}
+        some = channel_times.narrowed(grouping, share)
         small = remove_channels(module, plan_channels(module, grouping, some))
         layers = taken(small)
         widths = {name: tuple(small.get_submodule(name).weight.shape[:2]) for name in layers}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from torch import nn
 
 from billhook import artifact, latency
 from billhook.cost.budget import Budget
-from billhook.errors import InfeasibleError
+from billhook.errors import InfeasibleError, InputError
 from billhook.methods.counted import Counted
 from billhook.methods.kept import Kept
 from billhook.surgery import plan_channels, remove_channels, slice_head
@@ -31,9 +32,25 @@ NEAR = 0.95
 """Of the bound: a network that is faster than that has lost more than it had to."""
 
 _PHASE = "latency"
+_Table = TypeVar("_Table")
 
 MARGIN = 0.98
 """Of the bound: what the search aims at, since a time measured again is never quite the same."""
+
+
+def kept_table(directory: Path | None, read: Callable[[dict[str, Any]], _Table]) -> _Table | None:
+    """The table of milliseconds that an interrupted run measured; None where there is none that fits.
+
+    Args:
+        directory: Of the run.
+        read: Makes a table of the file's content, or raises ``ValueError``.
+    """
+    if directory is None or not (directory / artifact.LATENCY).is_file():
+        return None
+    try:
+        return read(artifact.read_json(directory / artifact.LATENCY))
+    except (InputError, ValueError):
+        return None
 
 
 class Memory:

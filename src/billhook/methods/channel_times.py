@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from billhook import artifact
 from billhook.errors import InputError
 from billhook.latency.packed import LayerTimes, Packable, line, steps_ms
+from billhook.methods.channel_latency import kept_table
 from billhook.methods.counted import Counted
+from billhook.methods.kept import Kept, first_channels
 from billhook.runtime import native
 from billhook.runtime.planner import cpu_name
-from billhook.surgery import ChannelGroup, plan_channels, remove_channels, slice_head
+from billhook.surgery import Grouping, plan_channels, remove_channels, slice_head
 from billhook.surgery.channel_cost import Times
 
 VERSION = 1
@@ -133,7 +134,7 @@ def measured(counted: Counted, directory: Path | None) -> ChannelTimes | None:
         "input_size": list(counted.cost.input_size),
         "layers": shapes,
     }
-    kept = _kept(directory, about)
+    kept = kept_table(directory, lambda values: ChannelTimes.from_dict(values, about))
     if kept is not None:
         return kept
     try:
@@ -154,10 +155,18 @@ def measured(counted: Counted, directory: Path | None) -> ChannelTimes | None:
     )
 
 
+def narrowed(grouping: Grouping, share: float) -> Kept:
+    """A share of each group's channels, the first of every section, at least one."""
+    return {
+        name: first_channels(group, group.sections * max(1, round(share * group.channels / group.sections)))
+        for name, group in grouping.groups.items()
+    }
+
+
 def _at(counted: Counted, share: float, threads: int) -> tuple[dict[str, tuple[int, int]], LayerTimes]:
     """Widths and times of the layers when each group keeps a share of its channels."""
     grouping = counted.groups()
-    some = {name: _first(group, share) for name, group in grouping.groups.items()}
+    some = narrowed(grouping, share)
     small = remove_channels(counted.network.module, plan_channels(counted.network.module, grouping, some))
     small = small if counted.rows is None else slice_head(small, counted.head, counted.rows)
     shape = (_CHANNELS, *counted.cost.input_size)
@@ -169,20 +178,3 @@ def _at(counted: Counted, share: float, threads: int) -> tuple[dict[str, tuple[i
         if layer.macs and len(weights.get(f"{layer.name}.weight", ())) >= 2
     }
     return widths, times
-
-
-def _first(group: ChannelGroup, share: float) -> NDArray[np.int64]:
-    """A share of a group's channels, the first of every section, at least one."""
-    size = group.channels // group.sections
-    starts = np.arange(group.sections, dtype=np.int64) * size
-    return (starts[:, None] + np.arange(max(1, round(share * size)), dtype=np.int64)).ravel()
-
-
-def _kept(directory: Path | None, about: Mapping[str, Any]) -> ChannelTimes | None:
-    """The table that an interrupted run measured; None where there is none that fits."""
-    if directory is None or not (directory / artifact.LATENCY).is_file():
-        return None
-    try:
-        return ChannelTimes.from_dict(artifact.read_json(directory / artifact.LATENCY), about)
-    except (InputError, ValueError):
-        return None

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, InputError
@@ -18,8 +17,8 @@ from billhook.methods.channel_latency import Clock, Memory, stand_in, within
 from billhook.methods.channel_times import ChannelTimes
 from billhook.methods.counted import Counted
 from billhook.methods.floor import Floor, RemovalConfig
-from billhook.methods.kept import Kept, how_many
-from billhook.surgery import ChannelGroup, Grouping
+from billhook.methods.kept import Kept, first_channels, how_many
+from billhook.surgery import Grouping
 from billhook.surgery.channel_cost import LATENCY
 
 Choose = Callable[[Sequence[Budget]], Kept]
@@ -89,7 +88,9 @@ class GroupLimits(ABC):
         if not self.clocked:
             return []
         fewest = smallest(self.grouping, self.cost, self.floor)
-        floor = self.milliseconds({name: _first(self.grouping.groups[name], number) for name, number in fewest.items()})
+        floor = self.milliseconds(
+            {name: first_channels(self.grouping.groups[name], number) for name, number in fewest.items()}
+        )
         binding = self.cost.largest(fewest, "macs")
         return [self.clock.row(budget, floor, binding) for budget in self.clocked]
 
@@ -174,9 +175,3 @@ class GroupLimits(ABC):
 
         # A little more than it costs exactly: it is told anew from sums in another order.
         return (stand_in(quantity, (1 + 1e-9) * self.memory.recall(work)),)
-
-
-def _first(group: ChannelGroup, number: int) -> NDArray[np.int64]:
-    """As many channels of a group, the first ones of every section."""
-    starts = np.arange(group.sections, dtype=np.int64) * (group.channels // group.sections)
-    return (starts[:, None] + np.arange(number // group.sections, dtype=np.int64)).ravel()

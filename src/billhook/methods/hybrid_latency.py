@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from billhook.errors import InfeasibleError, InputError, UsageError
 from billhook.formats import PatternInfo
 from billhook.latency.packed import LayerTimes, Packable, line, steps_ms
 from billhook.methods.base import Setting
-from billhook.methods.channel_latency import MARGIN
+from billhook.methods.channel_latency import MARGIN, NEAR, kept_table
 from billhook.methods.counted import Counted
 from billhook.methods.targets import Target
 from billhook.patterns import HybridPattern
@@ -38,9 +37,6 @@ SHARES = (1.0, 0.5, 0.25, 0.12)
 
 SHARE_BETWEEN = 0.75
 """A further one for patterns so dense that the runtime multiplies their zeros until many blocks are gone."""
-
-NEAR = 0.95
-"""Of the bound: a network that is faster than that has lost more than it had to, and is chosen again."""
 
 _T = TypeVar("_T")
 _CHANNELS = 3
@@ -213,7 +209,12 @@ class HybridClock:
         columns = {t.name: pattern.grid(t.outputs, t.taps, t.inputs).columns for t in targets}
         about, levels = self._about(targets), levels_of(columns, pattern)
         earlier = counted.earlier if isinstance(counted, Setting) else None
-        self.table = self._shared(lambda: _kept(earlier, about) or self._measured(levels, patterns, about))
+
+        def measured() -> LatencyTable:
+            kept = kept_table(earlier, lambda values: LatencyTable.from_dict(values, about))
+            return kept or self._measured(levels, patterns, about)
+
+        self.table = self._shared(measured)
         self.error = 1.0
 
     # ------------------------------------------------------------------ feasibility
@@ -313,13 +314,3 @@ class HybridClock:
             "block": self.pattern.block,
             "layers": {t.name: [t.outputs, t.taps, t.inputs] for t in targets},
         }
-
-
-def _kept(directory: Path | None, about: Mapping[str, Any]) -> LatencyTable | None:
-    """The table that an interrupted run measured; None where there is none that fits."""
-    if directory is None or not (directory / artifact.LATENCY).is_file():
-        return None
-    try:
-        return LatencyTable.from_dict(artifact.read_json(directory / artifact.LATENCY), about)
-    except (InputError, ValueError):
-        return None
