@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from billhook.cost.budget import parse_budgets
+from billhook.errors import UsageError
 from billhook.methods import CHANNEL_METHODS, METHODS, make_config
 from billhook.methods.channel_choice import smallest
 from billhook.methods.channel_limits import channel_cost
@@ -219,6 +220,42 @@ def test_shared_prefix_is_the_naive_evaluation(tap):
         assert shared[name][1] == pytest.approx(float((after.argmax(1) != place).double().mean()))
 
 
+@pytest.mark.parametrize("tap", ["logits", "last-block"])
+@pytest.mark.parametrize("name", ["tiny", "resnet20", "conv head"])
+def test_what_the_classifier_alone_reads_is_not_free(tap, name, monkeypatch):
+    """A candidate's error is what the error is once it was carried out, at the last group too."""
+    monkeypatch.setitem(NETWORKS, "conv head", lambda classes: ConvHead(classes))
+    module = network(name)
+    current, found, changed = proposed(module, share=0.5)
+    head = "linear" if name == "resnet20" else "fc"
+    batch = images(10, seed=4)
+
+    def batches(size):
+        return zip(torch.split(batch, size), torch.split(torch.zeros(10).long(), size), strict=True)
+
+    errors = EndErrors(copy.deepcopy(module), current, batches, tap=tap, head=head, kept=[0, 1, 2, 3])
+    groups = current.grouping.groups
+    last = next(group for group in groups if any(member.layer == head for member in groups[group].readers))
+    now, after = errors.measure({last: changed[last]})[last]
+    assert now == pytest.approx(0, abs=1e-10)
+    assert after > 1e-5
+    current.remove(last, found[last].kept, found[last].maps)
+    other = next(group for group in groups if group != last)
+    assert errors.measure({other: changed[other]})[other][0] == pytest.approx(after, rel=1e-4)
+
+
+class ConvHead(nn.Module):
+    """A convolution as the classifier."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 16, 3, padding=1)
+        self.fc = nn.Conv2d(16, classes, 1)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x).relu()).relu()).mean(dim=(2, 3))
+
+
 def test_a_round_costs_about_half_of_naive():
     module = network()
     _, _, changed = proposed(module)
@@ -310,6 +347,8 @@ def test_registry():
         assert METHODS[name].config.model_fields["name"].default == name
     with pytest.raises(Exception, match="whole number"):
         make_config("hbgs", {"step": 1.5})
+    with pytest.raises(UsageError, match="selector must be backward"):
+        make_config("hbgts", {"selector": "omp", "score": "activations"})
 
 
 def test_current_comes_back_from_its_state():

@@ -37,6 +37,8 @@ class GreedyConfig(RemovalConfig):
     def _by_weights(self) -> Self:
         if self.compensation == "pointwise" and self.score == "activations":
             raise ValueError("compensation pointwise is made of weights: score must be filters")
+        if self.selector == "omp" and self.score == "activations":
+            raise ValueError("score activations is backward elimination: selector must be backward")
         return self
 
     @property

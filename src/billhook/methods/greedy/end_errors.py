@@ -144,7 +144,8 @@ class EndErrors:
 
     ``logits`` and ``last-block`` (what the classifier takes in) give relative squared errors against the original
     network, ``cross-entropy`` the loss, and ``accuracy`` the share of images that are classified wrongly, all of them
-    over the kept classes.
+    over the kept classes. At the ``last-block`` channels that the classifier does not read any more are zeros, whatever
+    it makes up for: they are there until the network is cut, and would go for nothing.
 
     Args:
         original: The network before anything was removed, on the same device.
@@ -213,7 +214,7 @@ class EndErrors:
         features: list[Tensor] = []
 
         def hook(part: nn.Module, inputs: tuple[Any, ...]) -> None:
-            features[:] = [inputs[0]]
+            features[:] = [_read(part, inputs[0]) if self.tap == "last-block" else inputs[0]]
 
         with module.get_submodule(self.head).register_forward_pre_hook(hook):
             yield features
@@ -242,3 +243,12 @@ class EndErrors:
         else:
             wrong = functional.cross_entropy(logits, place[labels], reduction="sum").double()
         return torch.stack([wrong, wrong.new_tensor(float(len(labels)))]).cpu()
+
+
+def _read(head: nn.Module, taken: Tensor) -> Tensor:
+    """What a classifier takes in, with zeros where it has no weights."""
+    if not isinstance(head, nn.Linear | nn.Conv2d) or getattr(head, "groups", 1) > 1:
+        return taken
+    read = head.weight.detach() != 0
+    inputs = read.any(dim=0) if isinstance(head, nn.Linear) else read.any(dim=(0, 2, 3))[:, None, None]
+    return taken * inputs
