@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from billhook.environment import describe_environment, peak_rss_bytes, versions
-from billhook.estimate import estimate_seconds, in_words, step_seconds
+from billhook.estimate import along_line, estimate_seconds, in_words, step_seconds
 from methods.problems import ready
 from training.small import TinyNet
 
@@ -27,6 +27,20 @@ def test_the_estimate_costs_the_network_nothing():
     assert step_seconds(problem, room, distil=True) > 0
     assert all(torch.equal(before[name], t) for name, t in problem.network.module.state_dict().items())
     assert all(p.grad is None for p in problem.network.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("base", "slope", "count"), [(0.001, 0.001, 64), (0.5, 0.25, 64), (2.0, 0.0, 32), (9.0, 1.0, 6)]
+)
+def test_long_steps_are_judged_by_short_ones(base, slope, count):
+    taken = []
+
+    def once(images):
+        taken.append(images)
+        return base + slope * images
+
+    assert along_line(once, count, 2) == pytest.approx(base + slope * count)
+    assert taken == ([2, 2, 8] if (base, count) in ((0.5, 64), (2.0, 32)) else [2, 2, count, count, count])
 
 
 def test_the_estimate_adds_up(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,18 +19,26 @@ from billhook.training.precision import Room
 FEW_STEPS = 20
 
 
+FEW_IMAGES = (2, 8)
+PATIENCE = 2.0
+"""Seconds: where a step takes longer, it is judged from steps of few images, by a straight line through both."""
+
+
 def step_seconds(problem: Problem, room: Room, distil: bool, repeats: int = 2) -> float:
-    """Seconds of one training step: the fastest of ``repeats`` after one that warms up; nothing is kept of them."""
+    """Seconds of one training step; nothing is kept of those that it takes.
+
+    The fastest of ``repeats`` after one that warms up, or what steps of fewer images say where that would take long.
+    """
     config = problem.train
     module = place(copy.deepcopy(problem.network.module), room.device, config.channels_last).train()
     teacher = copy.deepcopy(module).eval() if distil else None
     optimizer = make_optimizer(module, config)
     size = problem.preprocess.input_size
     count = max(2, min(config.batch_size, len(problem.data.train)) // room.world)
-    images = torch.zeros(count, 3, size, size, device=room.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(count, dtype=torch.int64, device=room.device)
-    best = float("inf")
-    for _ in range(1 + repeats):
+
+    def once(count: int) -> float:
+        images = torch.zeros(count, 3, size, size, device=room.device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(count, dtype=torch.int64, device=room.device)
         started = time.perf_counter()
         with room.autocast():
             logits = module(images)
@@ -43,8 +52,27 @@ def step_seconds(problem: Problem, room: Room, distil: bool, repeats: int = 2) -
         optimizer.step()
         if room.device.type == "cuda":
             torch.cuda.synchronize(room.device)
-        best = min(best, time.perf_counter() - started)
-    return best
+        return time.perf_counter() - started
+
+    return along_line(once, count, repeats)
+
+
+def along_line(once: Callable[[int], float], count: int, repeats: int) -> float:
+    """Seconds of a step of ``count`` images.
+
+    Args:
+        once: Takes a step of so many images, returns its seconds.
+        count: Images of a step in training.
+        repeats: Steps of that size, where one is short enough.
+    """
+    few, more = FEW_IMAGES
+    once(min(few, count))  # what is set up once
+    short = once(min(few, count))
+    if count <= more or short * count / few <= PATIENCE:
+        once(count)
+        return min(once(count) for _ in range(repeats))
+    long = once(more)
+    return long + max(0.0, long - short) / (more - few) * (count - more)
 
 
 def estimate_seconds(problem: Problem, room: Room, steps: int, distil: bool, control: str) -> float:
