@@ -129,7 +129,10 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
     dense = problem.network.module
     module = copy.deepcopy(dense)
     teacher = copy.deepcopy(dense) if plan.distil else None
+    said = len(plan.notes)
     outcome = plan.run(module, teacher, journal, progress, place.history_writer(control.history))
+    for note in plan.notes[said:]:  # what only the work has shown
+        progress.say(f"note: {note}")
 
     started = time.perf_counter()
     trained = artifact.deliverable(outcome.module)
@@ -146,7 +149,7 @@ def execute(prepared: Prepared, run: Run, place: RunDirectory, progress: Progres
         described=proof.described,
         patterns=patterns,
         recipe=run.recipe_yaml,
-        report_data=proof.report_data,
+        report_data=proof.report_data | outcome.pictures,
         more=outcome.files,
         documents=plan.documents,
     )

@@ -1,5 +1,6 @@
 """Whole runs of the greedy methods on tiny networks: budgets, images paid for, kept classes, resuming."""
 
+import numpy as np
 import pytest
 
 from billhook.errors import InfeasibleError, Interrupted
@@ -177,3 +178,45 @@ def test_a_search_goes_on_while_the_network_is_too_slow(method, monkeypatch):
     kept = [done.full.get_submodule(name).weight.shape[0] for name in ("conv1", "conv2", "conv3")]
     assert without(None, None, None, dict(enumerate(map(range, kept)))) <= 4.0
     assert min(kept) >= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("fp-backward", {}),
+        ("hbgs", {"selection": 8, "step": 0.5}),
+        ("hbgs", {"selection": 8, "step": 0.5, "compensation": "pointwise"}),
+    ],
+)
+def test_maps_and_memory_are_kept_for_the_report(method, fields):
+    """What layers put out before, and after in the old shape; a peak for every phase."""
+    prepared = ready("ragged", method, "params<=50%", calibration=8, **fields)
+    done = carry_out(prepared)
+    pictures = done.outcome.pictures
+    names = [name.removeprefix("maps/") for name in pictures if name.startswith("maps/")]
+    assert 1 <= len(names) <= 3
+    image = next(iter(prepared.plan.bare(prepared.plan.images(1, 1))()))
+    dense = prepared.setting.network.module
+    for name in names:
+        maps, (channels, left) = pictures[f"maps/{name}"], pictures[f"maps_kept/{name}"]
+        assert maps.shape[:2] == (2, len(channels))
+        outputs = []
+        for module in (dense, done.outcome.masked.eval()):
+            seen = {}
+            part = module.get_submodule(name)
+            handle = part.register_forward_hook(lambda part, i, o, seen=seen: seen.update(out=o[0].detach().numpy()))
+            module.eval()(image)
+            handle.remove()
+            outputs.append(seen["out"][channels])
+        before, after = outputs
+        assert maps.shape[2:] == before.shape[1:]
+        for place, stays in enumerate(left):
+            assert (after[place] == 0).all() or stays
+            pair = np.stack([before[place], after[place] if stays else before[place]])
+            scaled = np.round((pair - pair.min()) / (np.ptp(pair) or 1) * 255)
+            assert np.abs(scaled[0] - maps[0, place]).max() <= 1
+            assert np.abs((scaled[1] if stays else 0 * pair[1]) - maps[1, place]).max() <= 1
+    gone = sum(int((pictures[f"maps_kept/{name}"][1] == 0).sum()) for name in names)
+    assert (gone == 0) == (fields.get("compensation") == "pointwise")
+    line = next(line for line in done.outcome.history if line["event"] == "channels")
+    assert 0 < line["peak_rss_bytes_before"] <= line["peak_rss_bytes"] <= done.outcome.history[-1]["peak_rss_bytes"]

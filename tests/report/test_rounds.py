@@ -92,16 +92,37 @@ def test_figures_of_each_group() -> None:
 
 def test_time_and_memory() -> None:
     found = view(HISTORY)
-    assert [(name, text.replace("\u00a0", " ")) for name, text, _ in found.times] == [
+    assert [(name, text.replace("\u00a0", " ")) for name, text, _, _ in found.times] == [
         ("search", "5.0 s"), ("fine-tuning", "5.0 s"), ("whole run", "20.0 s"), ("one round (median)", "1.2 s"),
     ]  # fmt: skip
     assert found.memory == "1.50\u00a0GB"
     tuned = view([*HISTORY, {"phase": "round-1", "event": "epoch", "epoch": 1.0}])
-    assert [name for name, _, _ in tuned.times][:2] == [
+    assert [name for name, _, _, _ in tuned.times][:2] == [
         "search, with the fine-tuning between rounds", "fine-tuning at the end",
     ]  # fmt: skip
     bare = view([entry | {"round_seconds": None} for entry in HISTORY], seconds=None, peak_rss_bytes=0)
     assert (bare.times, bare.memory) == ([], "not measured")
+
+
+@pytest.mark.parametrize(
+    ("before", "search", "tuned", "expected"),
+    [
+        (9e8, 1.1e9, 1.3e9, ["1.10 GB", "1.30 GB", "1.50 GB", ""]),
+        (1.1e9, 1.1e9, 1.1e9, ["at most 1.10 GB", "at most 1.10 GB", "1.50 GB", ""]),
+        (None, 1.1e9, None, ["1.10 GB", "–", "1.50 GB", ""]),
+        (None, "much", 0, ["–", "–", "1.50 GB", ""]),
+    ],
+)
+def test_memory_by_phase(before: Any, search: Any, tuned: Any, expected: list[str]) -> None:
+    """Peaks of a process only rise: what did not raise them took no more."""
+    history = [
+        *HISTORY,
+        {"phase": "prune", "event": "channels", "peak_rss_bytes_before": before, "peak_rss_bytes": search},
+        {"phase": "prune", "event": "epoch", "epoch": 1.0},
+        {"phase": "prune", "event": "epoch", "epoch": 2.0, "peak_rss_bytes": tuned},
+    ]
+    assert [memory.replace("\u00a0", " ") for _, _, _, memory in view(history).times] == expected
+    assert [memory for _, _, _, memory in view(HISTORY).times][:2] == ["–", "–"]
 
 
 def test_long_searches_are_binned() -> None:
@@ -168,7 +189,7 @@ def test_the_page_of_a_search(channel_directory: Path) -> None:
     place = expected.index("epochs") + 1
     assert found.ids == [*expected[:place], "rounds", "channels", *expected[place:]]
     assert "Error at the end of the network, if the group lost its next channels" in found.text
-    assert "Peak memory: 1.83 GB." in found.text
+    assert "Peak memory of the whole run: 1.83 GB." in found.text
     assert "search" in found.text
     assert "<b>" not in (channel_directory / "report.html").read_text()
     # 110 groups and 400 rounds still make a page that opens.

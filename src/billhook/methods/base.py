@@ -51,6 +51,7 @@ class Outcome:
         patterns: How to store the masked weights.
         history: One line per epoch and per mask update.
         files: Further files for the run directory: tensors and metadata, by name.
+        pictures: Further arrays of ``report_data.npz``, by name.
         enlarged: What the network costs with all layers that the method adds and all its channels, by quantity: the
             paper's own base for reductions. None where nothing is added.
     """
@@ -62,6 +63,7 @@ class Outcome:
     patterns: dict[str, PatternInfo] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, tuple[dict[str, NDArray[Any]], dict[str, str]]] = field(default_factory=dict)
+    pictures: dict[str, NDArray[Any]] = field(default_factory=dict)
     enlarged: dict[str, int] | None = None
 
 

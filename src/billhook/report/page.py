@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from billhook.errors import RunError
-from billhook.report import bench, channels, classes, gates, layers, plots, rounds, simulation, tables
+from billhook.report import bench, channels, classes, feature_maps, gates, layers, plots, rounds, simulation, tables
 from billhook.report.read import Run, read_run
 
 NAME = "report.html"
@@ -57,6 +57,7 @@ def _context(run: Run) -> dict[str, Any]:
         "simulation": simulation.simulation_view(run),
         "gates": gates.gate_view(run),
         "search": rounds.search_view(run),
+        "maps": feature_maps.map_pictures(run),
         "channels": removed,
         # Where channels went and no weight is zero there is nothing to say of zeros.
         "show_layers": removed is None or layers.have_zeros(run),

@@ -54,8 +54,8 @@ class SearchView:
         share_scale: Its colours.
         binned: Whether a column stands for several rounds.
         rows: The figures per group.
-        times: (phase, time, bar).
-        memory: Peak memory.
+        times: (phase, time, bar, peak memory until its end).
+        memory: Peak memory of the whole run.
     """
 
     sentence: str
@@ -68,7 +68,7 @@ class SearchView:
     share_scale: list[tuple[int, str]]
     binned: bool
     rows: list[GroupRow]
-    times: list[tuple[str, str, Markup]]
+    times: list[tuple[str, str, Markup, str]]
     memory: str
 
 
@@ -203,8 +203,9 @@ def _rows(search: _Search) -> list[GroupRow]:
     return rows
 
 
-def _times(run: Run, rounds: list[_Round]) -> list[tuple[str, str, Markup]]:
+def _times(run: Run, rounds: list[_Round]) -> list[tuple[str, str, Markup, str]]:
     """The run's phases, with the search's name for what is pruning elsewhere, and how long a round took."""
+    memory = _memory(run)
     tuned = any(str(entry.get("phase", "")).startswith("round-") for entry in run.history)
     search = "search, with the fine-tuning between rounds" if tuned else "search"
     names = {words.PHASES["prune"]: search, "total": "whole run"}
@@ -212,14 +213,38 @@ def _times(run: Run, rounds: list[_Round]) -> list[tuple[str, str, Markup]]:
         names[words.PHASES["fine_tune"]] = "fine-tuning at the end"
     shown = {words.PHASES[key] for key in ("prune", "fine_tune", "total")}
     rows = [
-        (names.get(name, name), text, plots.bar(share, "control"))
+        (names.get(name, name), text, plots.bar(share, "control"), memory.get(name, "–"))
         for name, text, share in tables.phases(run)
         if name in shown
     ]
     seconds = [entry.seconds for entry in rounds if entry.seconds is not None]
     if seconds:
-        rows.append(("one round (median)", words.duration(float(np.median(seconds))), Markup()))
+        rows.append(("one round (median)", words.duration(float(np.median(seconds))), Markup(), ""))
     return rows
+
+
+def _memory(run: Run) -> dict[str, str]:
+    """Peak memory by phase. A process knows its peak so far: a phase that did not raise it took no more than that."""
+
+    def told(before: float | None, after: float | None) -> str:
+        if not after:
+            return "–"
+        return ("at most " if before is not None and after <= before else "") + words.size(after)
+
+    lines = [entry for entry in run.history if "peak_rss_bytes" in entry]
+    search = next((entry for entry in reversed(lines) if entry.get("event") == "channels"), {})
+    tuned = next((entry for entry in reversed(lines) if entry.get("event") == "epoch"), {})
+    before, first, last, whole = (
+        words.number(found)
+        for found in (
+            search.get("peak_rss_bytes_before"),
+            search.get("peak_rss_bytes"),
+            tuned.get("peak_rss_bytes"),
+            run.summary.get("peak_rss_bytes"),
+        )
+    )
+    found = {"prune": told(before, first), "fine_tune": told(first, last), "total": told(None, whole)}
+    return {words.PHASES[key]: text for key, text in found.items()}
 
 
 # ---------------------------------------------------------------------- pictures

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from billhook.cost.budget import Budget
-from billhook.methods.base import Setting
+from billhook.environment import peak_rss_bytes
+from billhook.methods.base import Outcome, Setting
 from billhook.methods.ceilings import Costs
 from billhook.methods.channel_run import ChannelRun, RemovalPlan
 from billhook.methods.greedy.config import GreedyConfig
+from billhook.methods.greedy.feature_maps import feature_maps, pictured_layers
 from billhook.methods.greedy.removable import removable
 from billhook.methods.greedy.shrinking import Shrinking
 from billhook.methods.kept import how_many
@@ -43,6 +45,7 @@ class GreedyPlan(RemovalPlan):
     def __init__(self, setting: Setting, config: GreedyConfig) -> None:
         self.removable = removable(setting, setting.problem.budgets, config)
         super().__init__(setting, config, self.removable.limits)
+        self._peak = 0
 
     @property
     def cost(self) -> Costs:
@@ -64,6 +67,7 @@ class GreedyPlan(RemovalPlan):
 
     def begin(self, calibration: int) -> Shrinking:
         """The network that will lose channels, proposals for it being made on so many images."""
+        self._peak = peak_rss_bytes()
         return self.removable.begin(self.setting.room.device, self._layout, self.bare(self.images(calibration, 1)))
 
     def finish(self, run: ChannelRun, network: Shrinking, number: int, **more: Any) -> nn.Module:
@@ -75,9 +79,21 @@ class GreedyPlan(RemovalPlan):
             number: Of the last round.
             more: What the history says besides.
         """
-        run.record_removal(number, self.cost.totals(how_many(network.kept)), **more)
+        memory = {"peak_rss_bytes_before": self._peak, "peak_rss_bytes": peak_rss_bytes()}
+        run.record_removal(number, self.cost.totals(how_many(network.kept)), **memory, **more)
         self.left = network
         return network.cut(run)
+
+    def handed_back(self, run: ChannelRun, small: nn.Module) -> Outcome:
+        """The outcome, once the network of :meth:`finish` was trained, with what the report shows of it."""
+        run.history[-1] = run.history[-1] | {"peak_rss_bytes": peak_rss_bytes()}
+        outcome = self.left.outcome(run, small)
+        if outcome.masked is not None:
+            outer = self.config.compensation == "pointwise"
+            layers = pictured_layers(self.limits.grouping, self.left.kept, outer=outer)
+            image = next(iter(self.bare(self.images(1, 1))()))
+            outcome.pictures |= feature_maps(self.original(), outcome.masked, image, layers)
+        return outcome
 
 
 def agreed(room: Room, value: float) -> float:

@@ -103,7 +103,7 @@ class SearchPlan(GreedyPlan):
         steps, self.steps = self.steps, self.steps + self._done
         run.train(small, "prune", steps)
         self.share = searched / run.seconds if run.seconds else 0.0
-        return self.left.outcome(run, small)
+        return self.handed_back(run, small)
 
     def removed(self, run: ChannelRun) -> nn.Module:
         """The smaller network, before the long fine-tuning; :attr:`steps` are then those that are left for it."""

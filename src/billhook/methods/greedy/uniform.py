@@ -50,7 +50,7 @@ class UniformPlan(GreedyPlan):
         """Remove, fine-tune."""
         small = self.removed(run)
         run.train(small, "prune", max(1, self.steps - self._done))
-        return self.left.outcome(run, small)
+        return self.handed_back(run, small)
 
     def removed(self, run: ChannelRun) -> nn.Module:
         """The smaller network, before the long fine-tuning."""
