@@ -119,3 +119,8 @@ def test_presets_are_recipes():
     assert rates == pytest.approx([0.05, 0.025, 0.0125, 0.05 * 0.5**6])
     rates = [learning_rate(recipes["hbgs"].config(), epoch * 10, 3000, 10) for epoch in (0, 149, 150, 299)]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    # HBGS adds the divergence at temperature 2, without its square in front, to the cross-entropy; nothing else.
+    recipe = recipes["hbgs"].config()
+    assert recipe.temperature == 2
+    assert recipe.distil_weight * recipe.temperature**2 == pytest.approx(1 - recipe.distil_weight)
+    assert recipe.distil_features == 0

@@ -79,10 +79,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "nesterov": False,
         "schedule": "step",
         "milestones": (0.5,),
+        "distil_weight": 0.2,
+        "distil_features": 0.0,
         "epochs": 300.0,
     },
     "imagenet": {"lr": 0.1, "batch_size": 256, "warmup": 5.0, "weight_decay": 1e-4, "label_smoothing": 0.1},
 }
 """``finetune`` is what pruning uses; ``cifar`` and ``imagenet`` train from random weights; the others repeat papers:
 CRISP's fine-tuning (arXiv 2311.14272), ChipNet's dense training and that of its PreResNet-164 (arXiv 2102.07156),
-HBGS's long fine-tuning (arXiv 2409.03777). ``epochs`` is theirs; ``--epochs`` goes first."""
+HBGS's long fine-tuning (arXiv 2409.03777): cross-entropy and divergence, without T² in front, in equal parts, times
+four fifths. ``epochs`` is theirs; ``--epochs`` goes first."""
