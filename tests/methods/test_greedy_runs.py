@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from billhook.errors import InfeasibleError, Interrupted
+from billhook.errors import InfeasibleError, Interrupted, UsageError
 from billhook.methods.greedy import GREEDY_PLANS
 from billhook.methods.greedy.candidates import Candidates
 from billhook.methods.greedy.search import _Search
@@ -67,6 +67,24 @@ def test_a_search_chooses_and_fine_tunes_in_rounds():
     seconds = [line["seconds"] for line in done.outcome.history]
     assert seconds == sorted(seconds)
     assert 0 < done.prepared.plan.share < 1
+
+
+@pytest.mark.parametrize("epochs", [1, 0.5])
+@pytest.mark.parametrize("method", ["hbgs", "fp-backward"])
+def test_fine_tuning_within_the_search_takes_the_epochs_that_were_asked(method, epochs):
+    fields = {"finetune_every": 1, "finetune_epochs": epochs, "calibration": 8}
+    fields |= {"finetune_every": 3, "selection": 8, "step": 2} if method == "hbgs" else {}
+    prepared = ready("tiny", method, "params<=40%", epochs=20.0, **fields)
+    problem = prepared.setting.problem
+    steps = round(epochs * problem.steps / problem.epochs)
+    done = carry_out(prepared)
+    last = {line["phase"]: line["step"] for line in done.outcome.history if line["event"] == "epoch"}
+    rounds = [phase for phase in last if phase.startswith("round-")]
+    assert len(rounds) >= 2
+    assert {last[phase] for phase in rounds} == {steps}
+    assert last["prune"] <= problem.steps - steps * len(rounds)
+    with pytest.raises(UsageError, match=r"more than the run's 20 epochs.*finetune_every"):
+        ready("tiny", method, "params<=40%", epochs=20.0, **fields | {"finetune_epochs": 15})
 
 
 @pytest.mark.parametrize("method", SEARCHES)

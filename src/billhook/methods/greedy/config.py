@@ -31,6 +31,9 @@ class GreedyConfig(RemovalConfig):
     )
     finetune_every: int = Field(0, ge=0, description="rounds between fine-tunings within the search; 0: none")
     finetune_share: float = Field(0.3, ge=0, lt=1, description="share of the steps that those have together, if any")
+    finetune_epochs: float | None = Field(
+        None, gt=0, description="epochs that each of those has, or a fraction of one; null: finetune_share says"
+    )
     rate: float = Field(0.2, gt=0, le=1, description="learning rate within the search, as a share of train.lr")
 
     @model_validator(mode="after")

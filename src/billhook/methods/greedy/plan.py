@@ -12,6 +12,7 @@ from torch import nn
 
 from billhook.cost.budget import Budget
 from billhook.environment import peak_rss_bytes
+from billhook.errors import UsageError
 from billhook.methods.base import Outcome, Setting
 from billhook.methods.ceilings import Costs
 from billhook.methods.channel_run import ChannelRun, RemovalPlan
@@ -57,6 +58,29 @@ class GreedyPlan(RemovalPlan):
         none is."""
         found = self.limits.counted_as(self.limits.same_share)
         return tuple(replace(budget, bound=agreed(self.setting.room, budget.bound)) for budget in found)
+
+    def each_finetuning(self, number: int) -> int:
+        """Steps of each fine-tuning before the last removal.
+
+        Args:
+            number: How many there will be; :attr:`steps` are to be shared among them and the long one.
+
+        Raises:
+            UsageError: They take more than the run has.
+        """
+        config, problem = self.config, self.setting.problem
+        if not number:
+            return 0
+        if config.finetune_epochs is None:
+            return int(config.finetune_share * self.steps / number)  # none, where a run has hardly any
+        each = max(1, round(config.finetune_epochs * problem.steps / problem.epochs))
+        if number * each >= self.steps:
+            raise UsageError(
+                f"about {number} fine-tunings of {config.finetune_epochs:g} epochs within the search are more than the "
+                f"run's {problem.epochs:g} epochs allow",
+                "raise --epochs or finetune_every, or lower finetune_epochs",
+            )
+        return each
 
     # ------------------------------------------------------------------ parts of a run
     def original(self) -> nn.Module:

@@ -84,8 +84,8 @@ class SearchPlan(GreedyPlan):
         self.steps = self.steps_without(self.expected)
         every = config.finetune_every
         self.finetunings = (self.rounds - 1) // every if every else 0
-        self.each = max(1, int(config.finetune_share * self.steps / self.finetunings)) if self.finetunings else 0
-        self.share = min(config.finetune_share, self.finetunings * self.each / self.steps)
+        self.each = self.each_finetuning(self.finetunings)
+        self.share = min(1.0, self.finetunings * self.each / self.steps)
 
     def passes(self, candidates: float) -> float:
         """Passes of the whole network that comparing so many candidates comes to."""

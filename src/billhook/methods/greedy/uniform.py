@@ -43,7 +43,7 @@ class UniformPlan(GreedyPlan):
             share = f"{100 * config.allowance:g} %"
             self.notes.append(f"{config.name} measures on {self.calibration} images, which {share} of the run's allow")
         self.steps = self.steps_without(passes * FORWARD * self.calibration)
-        self.each = int(config.finetune_share * self.steps / self.finetunings) if self.finetunings else 0
+        self.each = self.each_finetuning(self.finetunings)
         self.share = self.finetunings * self.each / self.steps
 
     def carry_out(self, run: ChannelRun, module: nn.Module) -> Outcome:
