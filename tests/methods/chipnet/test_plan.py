@@ -22,6 +22,7 @@ from billhook.methods.chipnet import (
     learning,
     read_gates,
 )
+from billhook.models import build
 from billhook.progress import Progress
 from billhook.training.checkpoint import Journal
 
@@ -279,6 +280,36 @@ def test_gates_that_do_not_fit_are_refused(tmp_path):
         ready("tiny", "chipnet", "macs<=50%", transfer_from=directory)
     with pytest.raises(UsageError, match="transfer_from"):
         make_config("chipnet", {"scratch": True})
+
+
+def test_gates_of_a_deeper_network_are_refused(tmp_path):
+    """Every layer of the target has gates of its size there; those of the others would go unused."""
+    deeper = carry_out(ready(build("resnet32", 4), "chipnet", "macs<=50%", batch_size=12))
+    with pytest.raises(InputError, match=r"do not fit .*: it has no 'layer\d\.3\.conv1'"):
+        ready("resnet20", "chipnet", "macs<=50%", transfer_from=saved(tmp_path, deeper.outcome))
+
+
+@pytest.mark.parametrize("coupling", ["group", "independent"])
+def test_gates_of_another_coupling_are_refused(coupling, tmp_path):
+    host = carry_out(ready("resnet20", "chipnet", "macs<=50%", batch_size=12, coupling=coupling))
+    other = {"group": "independent", "independent": "group"}[coupling]
+    with pytest.raises(InputError, match="do not fit") as caught:
+        ready("resnet20", "chipnet", "macs<=50%", transfer_from=saved(tmp_path, host.outcome), coupling=other)
+    assert f"the same coupling (theirs: {coupling})" in caught.value.hint
+
+
+def test_gates_and_streams_that_stay_whole(tmp_path):
+    host = carry_out(ready("resnet20", "chipnet", "macs<=50%", batch_size=12, streams=True))
+    directory = saved(tmp_path, host.outcome)
+    done = carry_out(ready("resnet20", "chipnet", "macs<=50%", transfer_from=directory, streams=False))
+    assert {name: part.out_channels for name, part in done.small.named_modules() if name == "conv1"} == {"conv1": 16}
+    assert 0.48 * done.prepared.setting.dense["macs"] <= done.cost.macs <= 0.5 * done.prepared.setting.dense["macs"]
+    # These have no gates on streams to give.
+    directory = saved(tmp_path, done.outcome)
+    with pytest.raises(InputError, match="'conv1' has none") as caught:
+        ready("resnet20", "chipnet", "macs<=50%", transfer_from=directory, streams=True)
+    assert "streams=false" in caught.value.hint
+    carry_out(ready("resnet20", "chipnet", "macs<=25%", transfer_from=directory, streams=False))
 
 
 # ---------------------------------------------------------------------- bad input

@@ -24,6 +24,7 @@ from billhook.methods.chipnet.places import lay_out
 from billhook.methods.chipnet.schedules import ChipNet, gate_rate
 from billhook.methods.chipnet.soft_cost import SoftCost
 from billhook.methods.chipnet.threshold import Choice, harden
+from billhook.methods.floor import Floor
 from billhook.methods.kept import Kept
 from billhook.models import place
 from billhook.surgery import plan_channels
@@ -45,7 +46,7 @@ class ChipNetPlan(RemovalPlan):
     def __init__(self, setting: Setting, config: ChipNet) -> None:
         problem = setting.problem
         super().__init__(setting, config, ChannelLimits(setting, problem.budgets, config))
-        self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling, config.floor)
+        self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling, self.limits.floor)
         if not self.layout.vectors:
             raise InputError(
                 f"every channel of {setting.network.spec} that could go is a residual stream's", "choose streams=true"
@@ -73,14 +74,33 @@ class ChipNetPlan(RemovalPlan):
         if directory is None:
             return None
         saved = read_gates(directory)
-        try:
-            self.layout.join(saved.psi)
-        except ValueError as error:
-            raise InputError(
-                f"the gates of {directory} do not fit {self.setting.network.spec}: {error}",
-                f"gates go to the same architecture with the same coupling (theirs: {saved.coupling})",
-            ) from error
+        if problem := self._misfit(saved):
+            what, hint = problem
+            raise InputError(f"the gates of {directory} do not fit {self.setting.network.spec}: {what}", hint)
         return saved
+
+    def _misfit(self, saved: SavedGates) -> tuple[str, str] | None:
+        """Why gates are not those of this network, and what to do: each has to be there, and none besides."""
+        config = self.config
+        # Streams that are to stay whole here may have had gates there.
+        floor = Floor(config.round_to, config.least, config.branches)
+        every = lay_out(self.setting.network.module, self.limits.grouping, config.coupling, floor)
+        sizes = {vector.name: vector.channels for vector in every.vectors}
+        hint = f"gates go to the same architecture with the same coupling (theirs: {saved.coupling})"
+        for name, row in saved.psi.items():
+            if sizes.get(name, len(row)) != len(row):
+                return f"'{name}' needs {sizes[name]} gates", hint
+        missing = [vector for vector in self.layout.vectors if vector.name not in saved.psi]
+        if extra := next((name for name in saved.psi if name not in sizes), None):
+            return (f"'{missing[0].name}' has none" if missing else f"it has no '{extra}'"), hint
+        if missing:
+            whole = Floor(streams=False)
+            if saved.coupling == config.coupling and all(
+                whole.whole(self.limits.grouping.groups[vector.group]) for vector in missing
+            ):
+                hint = "that run left residual streams whole: choose streams=false here too"
+            return f"'{missing[0].name}' has none", hint
+        return None
 
     def _notes(self) -> list[str]:
         notes = []
@@ -129,7 +149,7 @@ class ChipNetPlan(RemovalPlan):
         run.train(small, "prune", self.fine_steps)
         outcome = run.outcome(small)
         saved = SavedGates(
-            {name: np.asarray(values, dtype=np.float32) for name, values in psi.items()},
+            {name: np.asarray(psi[name], dtype=np.float32) for name in self.layout.numbers},
             {name: np.asarray(part, dtype=bool) for name, part in self.layout.split(choice.mask).items()},
             self.config.coupling,
             beta,
