@@ -42,14 +42,17 @@ def test_a_sixteenth(name, quantity, coupling):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("coupling", ["group", "independent"])
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_smallest_there_is(name, quantity):
+def test_the_smallest_there_is(name, quantity, coupling):
     module, size = network(name)
     one = ready(module, "chipnet", f"{quantity}<=100%", size=size, batch_size=12)
     (row,) = one.plan.feasible
     fewest = int(row["smallest"])
     assert parse_budgets([f"{quantity}<={fewest}"])[0].absolute(one.setting.dense) == fewest
-    done = carry_out(ready(module, "chipnet", f"{quantity}<={fewest}", size=size, batch_size=12, epochs=0.5))
+    done = carry_out(
+        ready(module, "chipnet", f"{quantity}<={fewest}", size=size, coupling=coupling, batch_size=12, epochs=0.5)
+    )
     assert done.cost.totals()[quantity] == fewest
     assert tells_images_apart(done.small, size)
