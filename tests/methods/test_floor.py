@@ -6,6 +6,7 @@ from torch import nn
 
 from billhook.cost import count
 from billhook.errors import InfeasibleError, InputError, UsageError
+from billhook.methods.channel_choice import smallest
 from billhook.methods.floor import LOWEST, Floor
 from billhook.methods.kept import how_many
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member
@@ -121,6 +122,35 @@ def test_what_whole_streams_leave_is_said_beforehand():
     for name, number in how_many(limits.same_share()).items():
         group = limits.grouping.groups[name]
         assert number == group.channels or len(group.writers) == 1
+
+
+@pytest.mark.parametrize("method", ["l1", "chipnet", "hbgs", "fp-backward"])
+def test_streams_stay_whole_while_there_is_room(method):
+    """Unless somebody says so: four times what is left without them is room enough."""
+    whole = ready("resnet20", method, "macs<=50%", streams=False).plan.limits
+    least = whole.feasibility()[0]["smallest"]
+    for bound, stays in ((4.01 * least, True), (3.99 * least, False), (0.9 * least, False)):
+        plan = ready("resnet20", method, f"macs<={bound:.0f}").plan
+        assert plan.limits.floor == (whole.floor if stays else LOWEST)
+        assert [note for note in plan.notes if "residual streams lose channels" in note] == plan.limits.notes
+        assert bool(plan.limits.notes) is not stays
+        # What is within reach is what is with narrower streams, whether or not this budget asks for that.
+        assert plan.feasible[0]["smallest"] < 0.2 * least
+    assert ready("resnet20", method, f"macs<={0.5 * least:.0f}", streams=True).plan.limits.notes == []
+    # Every budget has a say.
+    few = whole.cost.totals(smallest(whole.grouping, whole.cost, whole.floor))["params"]
+    both = ready("resnet20", method, ["macs<=50%", f"params<={2 * few:.0f}"]).plan
+    assert both.limits.floor == LOWEST
+
+
+def test_networks_without_streams_have_no_whole_ones():
+    plan = ready("tinycnn", "l1", "macs<=50%").plan
+    assert plan.limits.floor == LOWEST
+    assert plan.limits.notes == []
+
+
+def test_gates_of_their_own_decide_about_streams():
+    assert ready("resnet20", "chipnet", "macs<=50%", coupling="independent").plan.limits.floor == LOWEST
 
 
 def test_independent_gates_have_no_floor():

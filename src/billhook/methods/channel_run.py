@@ -158,7 +158,7 @@ class RemovalPlan(ABC):
         self.left_dense = limits.left_dense
         limits.check()
         self.feasible = limits.feasibility()
-        self.notes: list[str] = []
+        self.notes: list[str] = [*limits.notes]
         zeros = 1 - setting.dense["nonzero"] / max(1, setting.dense["params"])
         if zeros > SPARSE:
             self.notes.append(

@@ -96,10 +96,19 @@ class RemovalConfig(BaseModel):
     round_to: int = Field(1, ge=1, description="kept channels are a multiple of it")
     least: float = Field(0.0, ge=0, le=1, description="share of every group that always stays")
     branches: bool = Field(True, description="the inside of a residual branch may go entirely")
-    streams: bool = Field(True, description="channels that more than one layer writes (residual streams) may go")
+    streams: bool | None = Field(
+        None,
+        description="channels that more than one layer writes (residual streams) may go; null: only where the budgets "
+        "ask for nearly all that can go without them",
+    )
     distil: bool = Field(True, description="distil from the dense network")
 
     @property
     def floor(self) -> Floor:
-        """What groups never go below."""
-        return Floor(self.round_to, self.least, self.branches, self.streams)
+        """What groups never go below, whatever the budgets."""
+        return Floor(self.round_to, self.least, self.branches, self.streams is not False)
+
+    @property
+    def either(self) -> bool:
+        """Whether the budgets decide if streams may go."""
+        return self.streams is None

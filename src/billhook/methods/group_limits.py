@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, InputError
 from billhook.methods.base import Setting
-from billhook.methods.ceilings import Costs
+from billhook.methods.ceilings import Ceilings, Costs
 from billhook.methods.channel_choice import check, choose_channels, feasibility, smallest
 from billhook.methods.channel_latency import Clock, Memory, stand_in, within
 from billhook.methods.channel_times import ChannelTimes
@@ -23,6 +24,9 @@ from billhook.surgery.channel_cost import LATENCY
 
 Choose = Callable[[Sequence[Budget]], Kept]
 """Channels that stay under further budgets."""
+
+ROOM = 4.0
+"""Streams stay whole where the budgets leave this many times what is left when everything else has gone."""
 
 
 class GroupLimits(ABC):
@@ -79,18 +83,54 @@ class GroupLimits(ABC):
 
     @property
     def floor(self) -> Floor:
-        """What groups never go below."""
-        return self.config.floor
+        """What groups never go below under these budgets."""
+        return self._floor
+
+    @property
+    def reach(self) -> Floor:
+        """What groups never go below under any budgets."""
+        return replace(self.floor, streams=True) if self.config.either else self.floor
+
+    @cached_property
+    def _floor(self) -> Floor:
+        lowest = self.config.floor
+        whole = replace(lowest, streams=False)
+        if not self.config.either or not any(whole.whole(group) for group in self.grouping.groups.values()):
+            return lowest
+        return whole if self._roomy(whole) else lowest
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of how channels are chosen."""
+        streams = replace(self.floor, streams=False)
+        if not (self.config.either and self.floor.streams):
+            return []
+        if not any(streams.whole(group) for group in self.grouping.groups.values()):
+            return []
+        return ["residual streams lose channels too: the budgets ask for nearly all that can go without them"]
+
+    def _roomy(self, floor: Floor) -> bool:
+        """Whether the budgets leave much more than the smallest network of a floor."""
+        fewest = smallest(self.grouping, self.cost, floor)
+        totals = np.array([self.cost.totals(fewest)[quantity] for quantity in self.cost.quantities])
+        if not Ceilings.of(self.budgets, self.cost, self.counted.dense).met(ROOM * totals):
+            return False
+        if not self.clocked:
+            return True
+        # A clock does not say the same twice: what goes on after an interruption goes by what was found before.
+        return bool(self.memory.recall(lambda: float(ROOM * self._milliseconds(fewest) <= self.bound)))
+
+    def _milliseconds(self, fewest: Mapping[str, int]) -> float:
+        groups = self.grouping.groups
+        return self.milliseconds({name: first_channels(groups[name], number) for name, number in fewest.items()})
 
     # ------------------------------------------------------------------ feasibility
     @cached_property
     def _clocked_rows(self) -> list[dict[str, object]]:
         if not self.clocked:
             return []
-        fewest = smallest(self.grouping, self.cost, self.floor)
-        floor = self.milliseconds(
-            {name: first_channels(self.grouping.groups[name], number) for name, number in fewest.items()}
-        )
+        fewest = smallest(self.grouping, self.cost, self.reach)
+        floor = self._milliseconds(fewest)
         binding = self.cost.largest(fewest, "macs")
         return [self.clock.row(budget, floor, binding) for budget in self.clocked]
 
@@ -100,7 +140,7 @@ class GroupLimits(ABC):
         Raises:
             InfeasibleError: The budget is below what must be left.
         """
-        check(self.grouping, self.cost, self.budgets, self.counted.dense, self.floor)
+        check(self.grouping, self.cost, self.budgets, self.counted.dense, self.reach)
         for budget, row in zip(self.clocked, self._clocked_rows, strict=True):
             if not row["feasible"]:
                 raise InfeasibleError(
@@ -110,7 +150,7 @@ class GroupLimits(ABC):
 
     def feasibility(self) -> list[dict[str, object]]:
         """One row per budget: dense, smallest reachable, asked, feasible."""
-        rows = feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, self.floor)
+        rows = feasibility(self.grouping, self.cost, self.budgets, self.counted.dense, self.reach)
         return rows + self._clocked_rows
 
     # ------------------------------------------------------------------ latency

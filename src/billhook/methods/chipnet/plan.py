@@ -45,6 +45,7 @@ class ChipNetPlan(RemovalPlan):
 
     def __init__(self, setting: Setting, config: ChipNet) -> None:
         problem = setting.problem
+        config = _as_given(setting, config)
         super().__init__(setting, config, ChannelLimits(setting, problem.budgets, config))
         self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling, self.limits.floor)
         if not self.layout.vectors:
@@ -211,3 +212,13 @@ def _begin_again(module: nn.Module, seed: int) -> None:
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
+
+
+def _as_given(setting: Setting, config: ChipNet) -> ChipNet:
+    """Streams stay whole with the gates of a run that left them whole, unless somebody says otherwise."""
+    if config.transfer_from is None or not config.either:
+        return config
+    given, floor = read_gates(config.transfer_from), Floor(streams=False)
+    groups = setting.groups().groups.items()
+    without = not any(name in given.psi for name, group in groups if floor.whole(group))
+    return config.model_copy(update={"streams": False}) if without and given.coupling == config.coupling else config

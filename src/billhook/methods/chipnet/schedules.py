@@ -74,6 +74,11 @@ class ChipNet(RemovalConfig):
                 raise ValueError(f"{name} begins above {name}_most")
         return self
 
+    @property
+    def either(self) -> bool:
+        """With gates of their own, layers of a stream decide by their union."""
+        return super().either and self.coupling == "group"
+
 
 class Stage(NamedTuple):
     """What holds at one step."""

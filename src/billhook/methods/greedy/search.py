@@ -61,7 +61,7 @@ class SearchPlan(GreedyPlan):
         problem = setting.problem
         self.at_end = isinstance(config, HBGTS | FPOMPSearch)
         groups = self.limits.grouping.groups
-        self.counts = {name: config.floor.counts(group) for name, group in groups.items()}
+        self.counts = {name: self.limits.floor.counts(group) for name, group in groups.items()}
         step, end = config.step, config.step_end
         self.step_end = end if end is not None else max(1, step // 2) if step >= 1 else step / 2
         self.goals = self.goals_with(self.counted_as())
