@@ -77,11 +77,11 @@ def cells() -> list[GateCell]:
     """Hosts of transferred gates come before those that take them."""
     methods: dict[str, dict[str, Any]] = {
         "chipnet": {"name": "chipnet"},
-        "chipnet-branches": {"name": "chipnet", "streams": False},
+        "chipnet-streams": {"name": "chipnet", "streams": True},
         "chipnet-independent": {"name": "chipnet", "coupling": "independent"},
         "chipnet-published": {"name": "chipnet", "initialise": "published", "distil_gates": False},
         "taylor": {"name": "taylor"},
-        "taylor-branches": {"name": "taylor", "streams": False},
+        "taylor-streams": {"name": "taylor", "streams": True},
         "l1": {"name": "l1"},
     }
     networks: dict[str, dict[str, Any]] = {"cifar10": {}, "cifar100": RESNET56_CIFAR100}

@@ -17,7 +17,7 @@ SIZES = {"mobilenet_v2": 32}
 def test_conformance(network, method):
     size = SIZES.get(network, 8)
     keep = [0, 2] if method in ("taylor", "l1") else None
-    done = carry_out(ready(network, method, "params<=50%", size=size, keep=keep))
+    done = carry_out(ready(network, method, "params<=50%", size=size, keep=keep, streams=True))
     masked = check_conformance(done)
     # The masked network is the dense one in shape, and has no more weights that are not zero.
     assert count(masked, size).params == done.prepared.setting.cost.params
@@ -39,7 +39,7 @@ def test_rounds_go_part_of_the_way_each(rounds):
 @pytest.mark.parametrize("method", ["random", "l1", "fpgm"])
 def test_rounds_on_padded_shortcuts(method):
     """Once cut, such a shortcut may take channels that it hands on to nobody, the last one among them."""
-    check_conformance(carry_out(ready("resnet20", method, "params<=40%", rounds=3, epochs=3.0)))
+    check_conformance(carry_out(ready("resnet20", method, "params<=40%", rounds=3, epochs=3.0, streams=True)))
 
 
 def test_steps_before_the_last_removal_are_a_share_of_all():

@@ -1,5 +1,7 @@
 """Whole runs of the greedy methods on tiny networks: budgets, images paid for, kept classes, resuming."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,10 +25,9 @@ SEARCHES = ("hbgs", "hbgts", "fp-omp-search")
 )
 def test_conformance(method, network):
     size = 32 if network == "mobilenet_v2" else 8
-    fields = {"step": 0.5, "selection": 8, "stale": 50} if method in SEARCHES else {}
-    done = carry_out(
-        ready(network, method, "params<=50%", size=size, keep=[0, 2], calibration=8, finetune_every=0, **fields)
-    )
+    fields: dict[str, Any] = {"step": 0.5, "selection": 8, "stale": 50} if method in SEARCHES else {}
+    fields |= {"calibration": 8, "finetune_every": 0, "streams": True}
+    done = carry_out(ready(network, method, "params<=50%", size=size, keep=[0, 2], **fields))
     check_conformance(done)
     assert len(done.outcome.channels) == 1
 

@@ -12,6 +12,7 @@ from billhook.methods.chipnet.threshold import choice_of
 from billhook.models import REGISTRY, build
 from billhook.surgery import channel_groups, plan_channels, remove_channels
 from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
+from models.test_libraries import installed
 
 from .networks import random_mask
 
@@ -49,7 +50,7 @@ LIBRARY = ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "squeezenet1_
 CASES = [
     *(pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in REGISTRY),
     "resnet20,shortcut=conv",
-    *(pytest.param(f"torchvision:{name}", marks=pytest.mark.slow) for name in LIBRARY),
+    *(pytest.param(f"torchvision:{name}", marks=[pytest.mark.slow, installed("torchvision")]) for name in LIBRARY),
 ]
 
 
@@ -57,8 +58,6 @@ CASES = [
 def case(request):
     """A network in float64, its groups, its cost."""
     spec = request.param
-    if ":" in spec:
-        pytest.importorskip("torchvision")
     options = OPTIONS.get(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
