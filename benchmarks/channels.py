@@ -20,7 +20,8 @@ PETS = ("cat", "dog", "horse")
 BLENDS = {"mixup": 1.0, "distil_weight": 1.0}
 """Images blended in pairs, and nothing but the dense network's outputs to learn from."""
 
-MADE_UP = {"streams": False, "compensation": "next-layer"}
+BEST: dict[str, Any] = BLENDS | {"batch_size": 32}
+MADE_UP = {"compensation": "next-layer"}
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,29 @@ class Step(Cell):
 
 
 def cells(best: str) -> list[Step]:
-    baselines = [Step(f"{name}-quick", "quick", {"name": name}, "macs<=50%") for name in BASELINES]
+    half = "macs<=50%"
+    streams: dict[str, Any] = {"streams": True}
+    baselines = [
+        Step(f"{name}{mark}-quick", "quick", {"name": name} | fields, half)
+        for mark, fields in (("", {}), ("-streams", streams))
+        for name in BASELINES
+    ]
     variants = [
-        Step("l1-uniform-quick", "quick", {"name": "l1", "scope": "uniform"}, "macs<=50%"),
-        Step("taylor-rounds-quick", "quick", {"name": "taylor", "rounds": 5}, "macs<=50%"),
-        Step("taylor-branches-quick", "quick", {"name": "taylor", "streams": False}, "macs<=50%"),
-        Step("taylor-branches-rounds-quick", "quick", {"name": "taylor", "streams": False, "rounds": 5}, "macs<=50%"),
-        Step("taylor-branches-made-up-quick", "quick", {"name": "taylor"} | MADE_UP, "macs<=50%"),
-        Step("taylor-branches-blends-quick", "quick", {"name": "taylor", "streams": False}, "macs<=50%", train=BLENDS),
-        Step("slimming-no-penalty-quick", "quick", {"name": "slimming", "penalty": False}, "macs<=50%"),
+        Step("l1-uniform-quick", "quick", {"name": "l1", "scope": "uniform"} | streams, half),
+        Step("taylor-streams-rounds-quick", "quick", {"name": "taylor", "rounds": 5} | streams, half),
+        Step("taylor-rounds-quick", "quick", {"name": "taylor", "rounds": 5}, half),
+        Step("taylor-made-up-quick", "quick", {"name": "taylor"} | MADE_UP, half),
+        Step("taylor-blends-quick", "quick", {"name": "taylor"}, half, train=BLENDS),
+        Step("slimming-no-penalty-quick", "quick", {"name": "slimming", "penalty": False} | streams, half),
     ]
     longer = [
-        Step(f"{best}-standard", "standard", {"name": best}, "macs<=50%"),
-        Step(f"{best}-branches-standard", "standard", {"name": best, "streams": False}, "macs<=50%"),
-        Step(
-            f"{best}-branches-blends-standard", "standard", {"name": best, "streams": False}, "macs<=50%", train=BLENDS
-        ),
-        Step(
-            f"{best}-branches-made-up-blends-standard",
-            "standard",
-            {"name": best} | MADE_UP,
-            "macs<=50%",
-            train=BLENDS | {"batch_size": 32},
-        ),
+        Step(f"{best}-streams-standard", "standard", {"name": best} | streams, half),
+        Step(f"{best}-standard", "standard", {"name": best}, half),
+        Step(f"{best}-blends-standard", "standard", {"name": best}, half, train=BLENDS),
+        Step(f"{best}-made-up-blends-standard", "standard", {"name": best} | MADE_UP, half, train=BEST),
     ]
     crisp = {"name": "crisp", "nm": "2:4", "block": 16}
-    channels = {"name": best, "round_to": 4}
+    channels = {"name": best, "round_to": 4} | streams
     pets = [
         Step("pets-crisp", "quick", crisp, "sparsity>=90%", classes=PETS),
         Step("pets-channels", "quick", channels, "params<=50%", classes=PETS, share=0.4),
