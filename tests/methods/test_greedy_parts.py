@@ -135,6 +135,32 @@ def test_an_order_serves_until_filters_change():
     assert not candidates._orders
 
 
+class Own(nn.Module):
+    """A convolution that reads the stream it writes to."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.fc((x + self.b(x)).relu().mean(dim=(2, 3)))
+
+
+def test_an_order_goes_when_its_own_removal_changes_the_filters(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "own", lambda classes: Own(classes))
+    module = network("own")
+    current, candidates = begin(module)
+    (name,) = current.grouping.groups
+    assert {member.side for member in current.grouping.groups[name].members if member.layer == "b"} == {"in", "out"}
+    found = candidates.propose({name: 6})[name]
+    candidates.changed(current.remove(name, found.kept, found.maps), own=name)
+    assert name not in candidates._orders
+    fresh = begin(current.small())[1].propose({name: 4})[name]
+    assert candidates.propose({name: 4})[name].kept.tolist() == found.kept[fresh.kept].tolist()
+
+
 def test_lrf_removes_the_filter_nearest_to_the_span_of_the_others():
     rows = torch.randn(1, 7, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows[0, 4] = rows[0, 1]

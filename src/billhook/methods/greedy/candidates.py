@@ -56,7 +56,8 @@ class Candidates:
     """Proposes candidates for the network as it is.
 
     Filters are ordered once, and the order serves for removal after removal: a group's own removals change the layers
-    that read it, never its filters. It is found anew once those may have changed (:meth:`changed`).
+    that read it, not its filters (unless a layer reads what it writes). It is found anew once those may have changed
+    (:meth:`changed`).
 
     Args:
         config: How filters are chosen and made up for.
@@ -76,7 +77,7 @@ class Candidates:
             own: The one that lost channels.
         """
         for name in list(self._orders if groups is None else groups):
-            if name != own or self.config.score == "activations":
+            if name != own or self.config.score == "activations" or _reads_itself(self.current.grouping.groups[name]):
                 self._orders.pop(name, None)
 
     def propose(self, wanted: Mapping[str, int], passage: Passage | None = None) -> dict[str, Candidate]:
@@ -148,6 +149,10 @@ class Candidates:
         if self.config.compensation == "none":
             return no_maps(self.current.module, group, kept)
         return reader_maps(kept, readers)
+
+
+def _reads_itself(group: ChannelGroup) -> bool:
+    return bool({member.layer for member in group.readers} & {member.layer for member in group.writers})
 
 
 def lrf_order(filters: Tensor) -> NDArray[np.int64]:
