@@ -1,8 +1,5 @@
 """Whole runs of ChipNet on tiny networks: budgets are met, the smaller network computes the same, the best is kept."""
 
-import copy
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -12,14 +9,9 @@ from billhook.errors import InfeasibleError, InputError, Interrupted, UsageError
 from billhook.formats import write_safetensors
 from billhook.methods import make_config
 from billhook.methods.chipnet import (
-    BudgetLoss,
-    Gates,
     SavedGates,
-    SoftCost,
-    gate_rate,
     gates_of,
     lay_out,
-    learning,
     read_gates,
 )
 from billhook.models import build
@@ -96,104 +88,6 @@ def test_images_of_both_phases_are_those_of_the_run():
     assert plan.fine_steps == int((1 - 4 * plan.gate_steps / problem.images) * problem.steps)
     assert 4 * plan.gate_steps == pytest.approx(0.3 * problem.images, abs=4)
     assert plan.share == pytest.approx(0.3, abs=0.05)
-
-
-# ---------------------------------------------------------------------- learning
-class Setup:
-    """A network with gates, and the plugin that learns them."""
-
-    def __init__(self, budget="macs<=50%", steps=20, rate=0.02, **fields):
-        self.prepared = ready("tiny", "chipnet", budget, epochs=4.0, batch_size=12, **fields)
-        plan, setting = self.prepared.plan, self.prepared.setting
-        self.module = copy.deepcopy(setting.network.module)
-        self.gates = Gates(plan.layout, seed=0)
-        self.gates.attach(self.module)
-        self.cost = SoftCost(plan.limits.cost, plan.layout)
-        self.plugin = learning.GateLearning(
-            self.module,
-            self.gates,
-            BudgetLoss(self.cost, setting.problem.budgets, setting.dense),
-            lambda psi: plan._choose(psi, setting.problem.budgets),
-            plan.config,
-            setting.problem,
-            setting.room,
-            steps,
-            rate,
-        )
-
-
-def test_the_loss_is_crispness_and_budget_by_hand():
-    setup = Setup(crisp_weight=7.0, budget_weight=13.0)
-    gates, plugin = setup.gates, setup.plugin
-    soft, z = gates.logistic(), gates.values()
-    rounded = torch.sigmoid(10.0 * (z - 0.5))
-    share = setup.cost.totals(rounded, branches=False)[plugin.budget.columns[0]] / plugin.budget.whole[0]
-    expected = 7.0 * (z - soft).square().mean() + 13.0 * (share - plugin.budget.allowed[0]) ** 2
-    assert plugin.loss(0).item() == pytest.approx(expected.item(), rel=1e-5)
-    plugin.loss(0).backward()
-    assert gates.psi.grad.abs().min() > 0
-    assert all(parameter.grad is None for parameter in setup.module.parameters())
-
-
-def test_gates_have_their_own_rate_and_no_decay():
-    setup = Setup()
-    (group,) = setup.plugin.parameters()
-    assert group["params"] == [setup.gates.psi]
-    assert group["weight_decay"] == 0
-    assert group["scale"] * make_config("chipnet", {}).lr == pytest.approx(0.02)
-
-
-def test_the_best_hard_network_is_kept(monkeypatch):
-    setup = Setup()
-    accuracies = iter([0.4, 0.7, 0.5, 0.7])
-    seen = []
-
-    def evaluate(module, *rest, **more):
-        assert gates_of(module).mask is not None
-        assert module is not setup.module
-        seen.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
-        accuracy = next(accuracies)
-        return SimpleNamespace(top1_kept=accuracy, top1_full=accuracy)
-
-    monkeypatch.setattr(learning, "evaluate", evaluate)
-    kept = []
-    for step in range(4):
-        with torch.no_grad():
-            setup.gates.psi.add_(torch.randn(setup.gates.psi.shape, generator=torch.Generator().manual_seed(step)))
-            setup.module.conv1.weight.add_(0.1)
-        kept.append(setup.gates.psi.detach().clone())
-        (line,) = setup.plugin.after_epoch(step)
-        assert line["best"] == (step != 2)
-    state = setup.plugin.state()
-    other = Setup()
-    other.plugin.load_state(*state)
-    for each in (setup, other):
-        each.plugin.restore()
-        assert torch.equal(each.gates.psi, kept[3])  # of equal ones, the later
-        found = each.module.state_dict()
-        assert all(torch.equal(found[name], tensor) for name, tensor in seen[3].items())
-
-
-def test_the_hard_check_leaves_the_soft_network_alone():
-    setup = Setup()
-    before = {name: tensor.clone() for name, tensor in setup.module.state_dict().items()}
-    setup.plugin.after_epoch(1)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.module.state_dict().items())
-    assert setup.gates.mask is None
-
-
-def test_gates_close_until_the_soft_network_is_within_its_budget():
-    rate = gate_rate(make_config("chipnet", {}), 300)
-    setup = Setup("macs<=50%", steps=300, rate=rate)
-    optimizer = torch.optim.AdamW(setup.plugin.parameters(), lr=rate)
-    for step in range(300):
-        setup.plugin.before_step(step)
-        loss = setup.plugin.loss(step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    excess = setup.plugin.budget.excess(setup.gates.values())
-    assert excess.max() <= 0.02
 
 
 # ---------------------------------------------------------------------- resuming
