@@ -49,6 +49,11 @@ class RichProgress(Progress):
         self.console.print(text, markup=False, soft_wrap=True)
 
     def line(self, entry: dict[str, Any]) -> None:
+        if entry.get("event") == "budget_weight":
+            self.say(
+                f"{entry.get('phase', ''):8} the budget is not going to be met: its weight rises "
+                f"from {entry['before']:.4g} to {entry['after']:.4g}"
+            )
         if entry.get("event") != "epoch":
             return
         parts = [f"{entry.get('phase', ''):8} epoch {entry['epoch']:6.2f}", f"loss {entry['loss']:.4f}"]

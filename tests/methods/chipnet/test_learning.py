@@ -18,6 +18,7 @@ from billhook.methods.chipnet import (
     gates_of,
     learning,
 )
+from billhook.progress import RichProgress
 from billhook.surgery.channel_cost import QUANTITIES
 
 from ..problems import carry_out, ready
@@ -129,8 +130,8 @@ def test_the_hard_check_measures_batchnorm_again(monkeypatch):
     assert (found - expected).abs().max() < 0.01 * expected.abs().max() < 0.1 * (soft - expected).abs().max()
 
 
-def test_steps_move_the_schedules_and_the_weight():
-    """At half of the way; gates that stand still far above their budget raise its weight, and the history says so."""
+def test_steps_move_the_schedules_and_the_weight(capsys):
+    """At half of the way; gates that stand still far above their budget raise its weight, and the log says so."""
     setup = Setup("macs<=30%", steps=40)
     plugin = setup.plugin
     with torch.no_grad():
@@ -143,6 +144,8 @@ def test_steps_move_the_schedules_and_the_weight():
     assert all((event["phase"], event["event"]) == ("gates", "budget_weight") for event in events)
     assert events[-1]["after"] == plugin.weight.value == told["budget_weight"] > plugin.config.budget_weight
     assert [event["step"] for event in events] == sorted({event["step"] for event in events})
+    RichProgress().line(events[0])
+    assert "its weight rises from 30 to 45" in capsys.readouterr().err
     excess = plugin.budget.excess(torch.sigmoid(stage.steepness * (setup.gates.values() - 0.5))).item()
     crisp = plugin.config.crisp_weight * (setup.gates.values() - setup.gates.logistic()).square().mean().item()
     assert plugin.loss(21).item() == pytest.approx(crisp + plugin.weight.value * excess**2, rel=1e-5)
