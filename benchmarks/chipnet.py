@@ -78,10 +78,12 @@ def cells() -> list[GateCell]:
     methods: dict[str, dict[str, Any]] = {
         "chipnet": {"name": "chipnet"},
         "chipnet-streams": {"name": "chipnet", "streams": True},
+        "chipnet-whole": {"name": "chipnet", "streams": False},
         "chipnet-independent": {"name": "chipnet", "coupling": "independent"},
         "chipnet-published": {"name": "chipnet", "initialise": "published", "distil_gates": False},
         "taylor": {"name": "taylor"},
         "taylor-streams": {"name": "taylor", "streams": True},
+        "taylor-whole": {"name": "taylor", "streams": False},
         "l1": {"name": "l1"},
     }
     networks: dict[str, dict[str, Any]] = {"cifar10": {}, "cifar100": RESNET56_CIFAR100}

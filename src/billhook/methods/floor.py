@@ -99,7 +99,7 @@ class RemovalConfig(BaseModel):
     streams: bool | None = Field(
         None,
         description="channels that more than one layer writes (residual streams) may go; null: only where the budgets "
-        "ask for nearly all that can go without them",
+        "cannot well be met by narrower branches",
     )
     distil: bool = Field(True, description="distil from the dense network")
 

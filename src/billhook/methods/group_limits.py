@@ -25,8 +25,8 @@ from billhook.surgery.channel_cost import LATENCY
 Choose = Callable[[Sequence[Budget]], Kept]
 """Channels that stay under further budgets."""
 
-ROOM = 4.0
-"""Streams stay whole where the budgets leave this many times what is left when everything else has gone."""
+ROOM = 1.5
+"""Streams stay whole where the budgets leave this many times what whole streams and a channel of all else cost."""
 
 
 class GroupLimits(ABC):
@@ -97,7 +97,7 @@ class GroupLimits(ABC):
         whole = replace(lowest, streams=False)
         if not self.config.either or not any(whole.whole(group) for group in self.grouping.groups.values()):
             return lowest
-        return whole if self._roomy(whole) else lowest
+        return whole if self._roomy(replace(whole, branches=False)) else lowest
 
     @property
     def notes(self) -> list[str]:
@@ -107,7 +107,7 @@ class GroupLimits(ABC):
             return []
         if not any(streams.whole(group) for group in self.grouping.groups.values()):
             return []
-        return ["residual streams lose channels too: the budgets ask for nearly all that can go without them"]
+        return ["residual streams lose channels too: the budgets cannot well be met by narrower branches"]
 
     def _roomy(self, floor: Floor) -> bool:
         """Whether the budgets leave much more than the smallest network of a floor."""

@@ -113,9 +113,9 @@ class ShrinkingGroups:
         """Order all filters anew."""
         self.candidates.changed()
 
-    def layer_errors(self, original: nn.Module, batches: Batches) -> LayerErrors:
+    def layer_errors(self, original: nn.Module, batches: Batches, counted: Mapping[str, Sequence[int]]) -> LayerErrors:
         """Errors of the layers that read the groups."""
-        return LayerErrors(original, self.current, batches)
+        return LayerErrors(original, self.current, batches, counted)
 
     def small(self) -> nn.Module:
         """The smaller network."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -56,13 +56,21 @@ class LayerErrors:
         original: The network before anything was removed, on the same device.
         current: The network as it is.
         batches: Images to compare on; the same with each call.
+        counted: Outputs that count, by layer: of the classifier, those of the kept classes. Of others all do.
     """
 
     power = 2
     """Errors are ratios of squares."""
 
-    def __init__(self, original: nn.Module, current: Current, batches: Callable[[], Iterable[Tensor]]) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        current: Current,
+        batches: Callable[[], Iterable[Tensor]],
+        counted: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self.original, self.current, self.batches = original, current, batches
+        self._counted = {layer: list(rows) for layer, rows in (counted or {}).items()}
         self._behind: dict[str, str] = {}
         self._outputs = Held(self._watch)
         groups = current.grouping.groups
@@ -110,11 +118,14 @@ class LayerErrors:
         if layer not in self._weighted:
             return taken
         module = self.current.module
-        output = called(module.get_submodule(layer), tensors.get(layer, {}), taken)
+        output = self._rows(layer, called(module.get_submodule(layer), tensors.get(layer, {}), taken))
         behind = self._behind.get(layer)
         if behind is not None:
             output = called(module.get_submodule(behind), tensors.get(behind, {}), output)
         return output
+
+    def _rows(self, layer: str, output: Tensor) -> Tensor:
+        return output[:, self._counted[layer]] if layer in self._counted else output
 
     # ------------------------------------------------------------------ the original network
     def _watch(self, batch: Tensor) -> dict[str, Tensor]:
@@ -125,7 +136,7 @@ class LayerErrors:
             def hook(part: nn.Module, inputs: Any, output: Tensor) -> None:
                 if name in self._weighted:
                     wrote[name] = (output, output._version)
-                    outputs[name] = output.clone()
+                    outputs[name] = self._rows(name, output).clone()
                 else:
                     outputs[name] = inputs[0].clone()
 

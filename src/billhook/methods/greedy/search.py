@@ -119,11 +119,11 @@ class SearchPlan(GreedyPlan):
         """How candidates are compared."""
         setting, config = self.setting, self.config
         images = self.images(self.selection, 2)
+        kept = setting.problem.data.kept
         if isinstance(config, HBGTS | FPOMPSearch):
-            kept = setting.problem.data.kept
             labelled = self.labelled(images)
             return EndErrors(self.original(), network, labelled, tap=config.tap, head=setting.head, kept=kept)
-        return network.layer_errors(self.original(), self.bare(images))
+        return network.layer_errors(self.original(), self.bare(images), {setting.head: kept})
 
 
 @dataclass

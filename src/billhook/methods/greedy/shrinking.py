@@ -93,8 +93,9 @@ class Shrinking(Protocol):
         """Propose from the weights as they are now, whatever was worked out before."""
         ...
 
-    def layer_errors(self, original: nn.Module, batches: Batches) -> Errors:
-        """Errors of candidates at the layers next to them, on the same images each time."""
+    def layer_errors(self, original: nn.Module, batches: Batches, counted: Mapping[str, Sequence[int]]) -> Errors:
+        """Errors of candidates at the layers next to them, on the same images each time; of layers in ``counted`` those
+        outputs count, of others all."""
         ...
 
     def small(self) -> nn.Module:

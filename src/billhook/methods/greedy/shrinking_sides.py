@@ -166,8 +166,8 @@ class ShrinkingSides:
     def forget(self) -> None:
         """Nothing: what is remembered is a function of weights that have not changed."""
 
-    def layer_errors(self, original: nn.Module, batches: Batches) -> ConvErrors:
-        """Errors of the convolutions themselves."""
+    def layer_errors(self, original: nn.Module, batches: Batches, counted: Mapping[str, Sequence[int]]) -> ConvErrors:
+        """Errors of the convolutions themselves, never those of a classifier."""
         return ConvErrors(original, self, tuple(dict.fromkeys(layer for layer, _ in self._sides.values())), batches)
 
     def small(self) -> nn.Module:
