@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from billhook.compensation.next_layer_network import no_maps
 from billhook.cost.budget import parse_budgets
 from billhook.errors import UsageError
 from billhook.methods import CHANNEL_METHODS, METHODS, make_config
@@ -15,7 +16,7 @@ from billhook.methods.channel_limits import channel_cost
 from billhook.methods.counted import count_network
 from billhook.methods.floor import Floor
 from billhook.methods.greedy import GREEDY_PLANS
-from billhook.methods.greedy.candidates import Candidates, changes, lrf_order
+from billhook.methods.greedy.candidates import Candidate, Candidates, changes, lrf_order
 from billhook.methods.greedy.changes import applied
 from billhook.methods.greedy.current import Current
 from billhook.methods.greedy.end_errors import EndErrors, SharedPrefix
@@ -24,7 +25,7 @@ from billhook.methods.greedy.layer_errors import LayerErrors
 from billhook.models import open_network
 from billhook.surgery import channel_groups
 
-from .problems import NETWORKS
+from .problems import NETWORKS, ready
 
 SIZE = 8
 
@@ -210,6 +211,33 @@ def test_layer_errors_are_those_of_the_real_layers():
     candidate = proposed(module)[1][name]
     current.remove(name, candidate.kept, candidate.maps)
     assert errors.measure({name: changed[name]})[name][0] == pytest.approx(found[name][1], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "conv head"])
+def test_of_the_classifier_only_kept_classes_count(name, monkeypatch):
+    """A channel that only the other classes use goes for nothing."""
+    monkeypatch.setitem(NETWORKS, "conv head", lambda classes: ConvHead(classes))
+    module = network(name)
+    with torch.no_grad():
+        module.fc.weight[1:, ::2] = 5.0
+        module.fc.weight[:1, ::2] = 0.0
+    current, _ = begin(module)
+    last = next(g for g, group in current.grouping.groups.items() if any(m.layer == "fc" for m in group.readers))
+    kept = np.arange(1, current.grouping.groups[last].channels, 2)
+    candidate = Candidate(last, kept, no_maps(module, current.grouping.groups[last], kept))
+    change = {last: changes(module, current.grouping.groups[last], candidate)}
+
+    def error(counted):
+        return LayerErrors(copy.deepcopy(module), current, lambda: [images(6)], counted).measure(change)[last]
+
+    assert error({"fc": [0]}) == pytest.approx((0, 0), abs=1e-10)
+    assert error({"fc": [0, 2]})[1] > 1e-3
+    assert error({"fc": [0, 1, 2, 3]}) == pytest.approx(error({}))
+
+
+def test_plans_compare_the_kept_classes_of_the_classifier():
+    plan = ready("tiny", "hbgs", "params<=60%", keep=[1, 3]).plan
+    assert plan.errors(plan.begin(4))._counted == {"fc": [1, 3]}
 
 
 # ---------------------------------------------------------------------- errors at the end

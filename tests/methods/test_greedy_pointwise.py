@@ -264,7 +264,7 @@ def test_errors_are_those_of_the_convolutions():
     _, sides = begin(module)
     batch = images(6, seed=5)
     original = copy.deepcopy(module)
-    errors = sides.layer_errors(original, lambda: [batch[:4], batch[4:]])
+    errors = sides.layer_errors(original, lambda: [batch[:4], batch[4:]], {})
     layer = "layer2.0.conv2"
     wanted = {"layer1.0.conv1:out": 8, f"{layer}:out": 24}
     sides.lose(wanted, wanted)  # so that inputs and weights are others
