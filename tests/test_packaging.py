@@ -217,6 +217,17 @@ def test_the_command_without_the_extra_says_what_to_install():
     assert done.stderr == "error: the command line needs typer: pip install 'billhook[prune]'\n"
 
 
+def test_an_interrupt_while_modules_are_loaded_is_one_line():
+    code = (
+        "import sys\nclass Stop:\n    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\nfrom billhook.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted\n"
+
+
 # The metadata
 
 

@@ -12,6 +12,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(f"error: the command line needs {error.name}: pip install 'billhook[prune]'", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # modules are still being loaded
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 
