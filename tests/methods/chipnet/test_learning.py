@@ -19,6 +19,7 @@ from billhook.methods.chipnet import (
     learning,
 )
 from billhook.progress import RichProgress
+from billhook.surgery import plan_channels, remove_channels
 from billhook.surgery.channel_cost import QUANTITIES
 
 from ..problems import carry_out, ready
@@ -69,7 +70,7 @@ def test_gates_have_their_own_rate_and_no_decay():
 
 
 def test_the_best_hard_network_is_kept(monkeypatch):
-    setup = Setup()
+    setup = Setup(fold=False)
     accuracies = iter([0.4, 0.7, 0.5, 0.7])
     seen = []
 
@@ -90,13 +91,41 @@ def test_the_best_hard_network_is_kept(monkeypatch):
         (line,) = setup.plugin.after_epoch(step)
         assert line["best"] == (step != 2)
     state = setup.plugin.state()
-    other = Setup()
+    other = Setup(fold=False)
     other.plugin.load_state(*state)
     for each in (setup, other):
         each.plugin.restore()
         assert torch.equal(each.gates.psi, kept[3])  # of equal ones, the later
         found = each.module.state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in seen[3].items())
+
+
+@pytest.mark.parametrize("coupling", ["group", "independent"])
+@pytest.mark.parametrize("fold", [True, False])
+def test_what_is_cut_is_the_hard_network_that_was_looked_at(fold, coupling, monkeypatch):
+    """Open gates multiply by what they are, or by one; the weights hold it once the gates are gone."""
+    setup = Setup(fold=fold, coupling=coupling)
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        setup.gates.psi.add_(0.3 * torch.randn(setup.gates.psi.shape, generator=torch.Generator().manual_seed(1)))
+    seen = []
+
+    def evaluate(module, *rest, **more):
+        seen.append((gates_of(module).mask.clone(), module.eval()(images).detach()))
+        return SimpleNamespace(top1_kept=0.5, top1_full=0.5)
+
+    monkeypatch.setattr(learning, "evaluate", evaluate)
+    setup.plugin.after_epoch(1)
+    choice = setup.plugin.restore()
+    ((mask, expected),) = seen
+    open_, values = torch.as_tensor(choice.mask), setup.gates.values().detach()
+    assert torch.equal(mask > 0, open_)
+    assert 0.2 < open_.float().mean() < 0.95
+    assert torch.equal(mask[open_], values[open_] if fold else torch.ones(int(open_.sum())))
+    setup.gates.detach(setup.module)
+    plan = plan_channels(setup.module, setup.gates.layout.grouping, choice.kept, choice.own)
+    small = remove_channels(setup.module, plan).eval()
+    torch.testing.assert_close(small(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_hard_check_leaves_the_soft_network_alone():

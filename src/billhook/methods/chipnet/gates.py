@@ -61,7 +61,7 @@ class Gates(nn.Module):
         psi: ``[gates]``: the only parameter; :meth:`named` splits it.
         beta: Of the logistic function.
         gamma: Of the Heaviside.
-        mask: ``[gates]``: zeros and ones that stand in for the gates (:meth:`harden`), or nothing.
+        mask: ``[gates]``: what stands in for the gates (:meth:`harden`), or nothing.
     """
 
     beta: Tensor
@@ -85,6 +85,7 @@ class Gates(nn.Module):
         self.register_buffer("mask", None, persistent=False)
         self.factors = _factors(layout)
         self.starts: dict[str, Tensor] = {}  # by place, of compensated gates on what has no weights
+        self.rigid: set[int] = set()  # vectors on such places, once the gates are on a network
         self._pieces: tuple[Tensor, ...] | None = None  # of the forward pass that is running
 
     # ------------------------------------------------------------------ values
@@ -101,11 +102,12 @@ class Gates(nn.Module):
         self.beta.fill_(beta)
         self.gamma.fill_(gamma)
 
-    def harden(self, mask: Tensor | NDArray[np.bool_]) -> None:
+    def harden(self, mask: Tensor | NDArray[np.bool_], *, keep: bool = False) -> None:
         """Let zeros and ones stand in for the gates until :meth:`soften`.
 
         Args:
             mask: ``[gates]``: open ones.
+            keep: Open gates stay at their values, where weights can take them up (:meth:`fold`).
 
         Raises:
             ValueError: Another number of gates.
@@ -113,7 +115,7 @@ class Gates(nn.Module):
         mask = torch.as_tensor(mask)
         if mask.shape != self.psi.shape:
             raise ValueError(f"there are {len(self.psi)} gates, not {tuple(mask.shape)}")
-        self.mask = mask.to(self.psi)
+        self.mask = mask.to(self.psi) * self._kept(keep)
 
     def soften(self) -> None:
         """Back to what psi says."""
@@ -140,7 +142,29 @@ class Gates(nn.Module):
         row = self.values() if self.mask is None else self.mask
         return torch.split(row, list(self.layout.sizes))
 
+    @torch.no_grad()
+    def _kept(self, keep: bool) -> Tensor:
+        """What open gates multiply by when they are hard."""
+        row = self.values() if keep else torch.ones_like(self.psi)
+        for number, part in enumerate(torch.split(row, list(self.layout.sizes))):
+            if number in self.rigid:
+                part.fill_(1)
+        return row
+
     # ------------------------------------------------------------------ on and off
+    @torch.no_grad()
+    def fold(self, network: nn.Module, mask: Tensor | NDArray[np.bool_]) -> None:
+        """Multiply weights by the open gates that are put on them, which are one from now on; shut ones change nothing.
+
+        Args:
+            network: With these gates on it; changed in place.
+            mask: ``[gates]``: open ones.
+        """
+        row = torch.where(torch.as_tensor(mask).to(self.psi.device), self._kept(True), 1)
+        pieces = torch.split(row, list(self.layout.sizes))
+        for name, factor in self.factors.items():
+            self._scale(network, name, factor.of(pieces))
+
     @torch.no_grad()
     def compensate(self, network: nn.Module) -> None:
         """Divide weights by the gates that are about to multiply them, so that the network computes what it did.
@@ -151,20 +175,26 @@ class Gates(nn.Module):
         Args:
             network: Changed in place; without gates on it yet.
         """
-        parts = dict(network.named_modules())
         for name, factor in self.factors.items():
             row = factor.of(self.pieces())
-            if factor.dim is None:
-                tensors = [(parts[name]._parameters[key], dim) for key, dim in _by_output(parts[name]).items()]
-            else:
-                tensors = [(network.get_parameter(name), factor.dim)]
-            if not tensors:
+            if not self._scale(network, name, 1 / row):
                 self.starts[name] = row.clone()
-            for tensor, dim in tensors:
-                if tensor is not None:
-                    shape = [1] * tensor.dim()
-                    shape[dim] = -1
-                    tensor.div_(row.to(tensor).view(shape))
+
+    def _scale(self, network: nn.Module, name: str, row: Tensor) -> bool:
+        """Multiply the weights of a place; returns whether it has any."""
+        tensors: list[tuple[Tensor | None, int]]
+        dim = self.factors[name].dim
+        if dim is None:
+            part = network.get_submodule(name)
+            tensors = [(part._parameters[key], along) for key, along in _by_output(part).items()]
+        else:
+            tensors = [(network.get_parameter(name), dim)]
+        for tensor, along in tensors:
+            if tensor is not None:
+                shape = [1] * tensor.dim()
+                shape[along] = -1
+                tensor.mul_(row.to(tensor).view(shape))
+        return bool(tensors)
 
     def attach(self, network: nn.Module) -> None:
         """Put the gates on a network; it computes with them until :meth:`detach`.
@@ -182,6 +212,7 @@ class Gates(nn.Module):
                 raise ValueError(f"the network has no '{name}' for a gate")
             if factor.dim is None:
                 hooks[name] = _Gate(self, name, _by_output(parts[name]))
+                self.rigid |= set() if hooks[name].tensors else set(factor.vectors)
             else:
                 hooks[name] = _Gate(self, name, {last: factor.dim})
         for name, gate in hooks.items():

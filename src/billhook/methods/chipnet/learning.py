@@ -116,7 +116,7 @@ class GateLearning(Plugin):
         problem, psi = self.problem, self.gates.named()
         choice = self.choose(psi)
         module, gates = copy.deepcopy((self.module, self.gates))
-        gates.harden(choice.mask)
+        gates.harden(choice.mask, keep=self.config.fold)
         recalibrate(module, problem.data.train, problem.preprocess, self.room)
         # Without validation images the last network is the best.
         top1: dict[str, float | None] = {"hard_top1_kept": None, "hard_top1_full": None}
@@ -148,11 +148,17 @@ class GateLearning(Plugin):
 
     @torch.no_grad()
     def restore(self) -> Choice:
-        """Put the best hard network's weights into the module and its gates on it; what stays open of them."""
+        """Put the best hard network's weights into the module and its gates on it; what stays open of them.
+
+        With ``fold``, weights are multiplied by what open gates are.
+        """
         load_into(self.module, split_prefix(self.best, "model"), "the best hard network")
         self.gates.psi.copy_(self.best["psi"].to(self.gates.psi))
         self.gates.advance(self.best_meta["beta"], self.best_meta["gamma"])
-        return self.choose(self.gates.named())
+        choice = self.choose(self.gates.named())
+        if self.config.fold:
+            self.gates.fold(self.module, choice.mask)
+        return choice
 
     # ------------------------------------------------------------------ state
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

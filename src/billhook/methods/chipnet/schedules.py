@@ -56,6 +56,9 @@ class ChipNet(RemovalConfig):
     )
     weight_decay: float = Field(1e-3, ge=0, description="AdamW's, of the weights; gates have none")
     batch_size: int = Field(32, ge=2, description="while gates are learnt")
+    fold: bool = Field(
+        True, description="open gates, once hard, leave weights multiplied by what they were (ours); false: by 1"
+    )
     distil: bool = Field(True, description="distil from the dense network when the smaller one is fine-tuned")
     distil_gates: bool = Field(True, description="and while gates are learnt (ours)")
     transfer_from: str | None = Field(
