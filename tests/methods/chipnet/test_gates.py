@@ -320,6 +320,31 @@ def test_harden_takes_what_the_threshold_chose():
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("name", BUILD)
+def test_open_gates_fold_into_the_weights_of_what_surgery_leaves(name, coupling):
+    case = tiny(name)
+    module, gates = copy.deepcopy(case.module), case.gates(coupling)
+    with torch.no_grad():
+        gates.psi.normal_(std=0.5, generator=torch.Generator().manual_seed(0))
+    gates.attach(module)
+    mask = random_mask(gates.layout, 1)
+    choice = choice_of(mask, np.zeros(len(mask)), gates.layout)
+    gates.harden(mask, keep=True)
+    assert gates.mask is not None
+    kept = gates.mask[torch.from_numpy(mask)]
+    values = gates.values().detach()[torch.from_numpy(mask)]
+    assert bool(((kept == values) | (kept == 1)).all())
+    assert gates.rigid or torch.equal(kept, values)
+    assert (kept == values).any()
+    with torch.no_grad():
+        expected = module(IMAGES)
+        gates.fold(module, mask)
+        gates.detach(module)
+        small = remove_channels(module, plan_channels(module, case.grouping, choice.kept, choice.own))
+        torch.testing.assert_close(small(IMAGES), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("name", [name for name in BUILD if name != "scaled"])
 def test_compensated_weights_leave_the_network_what_it_was(name, coupling):
     case = tiny(name)
