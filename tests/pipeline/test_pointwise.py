@@ -128,7 +128,7 @@ def same_search(a: Path, b: Path) -> None:
 
 
 def test_interrupted_it_ends_the_same(weights: Path, tmp_path: Path, at_step: Callable[..., None]) -> None:
-    settings = {"compensation": "pointwise", "step": 0.125, "finetune_every": 2, "selection": 16}
+    settings = {"compensation": "pointwise", "step": 0.125, "selection": 16, "finetune_every": 4, "finetune_share": 0.6}
     more = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
     asked = ("hbgs", "params<=70%", *more, "--quiet")
     at_step(-1, list)
