@@ -13,24 +13,36 @@ import pytest
 from billhook.cli import run
 
 from .test_channel_runs import command_line
-from .test_pointwise import same_search
-from .test_resume import at_step
+from .test_resume import at_step, lines
 
 __all__ = ["at_step"]
 
 
+def same_search(a: Path, b: Path) -> None:
+    """Weights are the same bytes, and so is the history but for the seconds of its rounds."""
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    timed = ("round_seconds", "search_seconds", "peak_rss_bytes", "peak_rss_bytes_before")
+    found = [[{k: v for k, v in line.items() if k not in timed} for line in lines(place)] for place in (a, b)]
+    assert found[0] == found[1]
+    assert {"round-1", "prune"} <= {line["phase"] for line in found[0]}
+
+
+POINTWISE = {"compensation": "pointwise", "step": 0.125, "selection": 16, "finetune_every": 4, "finetune_share": 0.6}
+
+
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("method", "budget", "settings"),
     [
-        ("hbgts", {"step": 0.25, "finetune_every": 2, "selection": 16, "calibration": 16, "stale": 2}),
-        ("fp-backward", {"finetune_every": 2, "calibration": 16}),
+        ("hbgts", "params<=50%", {"step": 0.25, "finetune_every": 2, "selection": 16, "calibration": 16, "stale": 2}),
+        ("hbgs", "params<=70%", POINTWISE),
+        ("fp-backward", "params<=50%", {"finetune_every": 2, "calibration": 16}),
     ],
 )
 def test_interrupted_it_ends_the_same(
-    weights: Path, tmp_path: Path, at_step: Callable[..., None], method: str, settings: dict[str, object]
+    weights: Path, tmp_path: Path, at_step: Callable[..., None], method: str, budget: str, settings: dict[str, object]
 ) -> None:
     more = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
-    asked = (method, "params<=50%", *more, "--quiet")
+    asked = (method, budget, *more, "--quiet")
     at_step(-1, list)
     assert run(command_line(weights, tmp_path / "whole", *asked)) == 0
     for number, (phase, step) in enumerate((("prune", 2), ("round-1", 1))):

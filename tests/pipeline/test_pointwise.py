@@ -1,11 +1,8 @@
-"""Networks with 1x1 convolutions around their layers end to end: artifacts, hostile ones, resuming, going on."""
+"""Networks with 1x1 convolutions around their layers end to end: artifacts, hostile ones, going on."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from billhook.errors import InputError
 from billhook.models import build
 
 from .test_channel_runs import FAST, command_line
-from .test_resume import at_step, lines
+from .test_resume import at_step
 
 __all__ = ["at_step"]
 
@@ -116,29 +113,6 @@ def test_a_few_words_cannot_ask_for_all_memory(
         with pytest.raises(InputError, match="more 1x1 convolutions than weights" if refused else "do not fit"):
             bh.load(place)
         assert bool(made) != refused
-
-
-def same_search(a: Path, b: Path) -> None:
-    """Weights are the same bytes, and so is the history but for the seconds of its rounds."""
-    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
-    timed = ("round_seconds", "search_seconds", "peak_rss_bytes", "peak_rss_bytes_before")
-    found = [[{k: v for k, v in line.items() if k not in timed} for line in lines(place)] for place in (a, b)]
-    assert found[0] == found[1]
-    assert {"round-1", "prune"} <= {line["phase"] for line in found[0]}
-
-
-def test_interrupted_it_ends_the_same(weights: Path, tmp_path: Path, at_step: Callable[..., None]) -> None:
-    settings = {"compensation": "pointwise", "step": 0.125, "selection": 16, "finetune_every": 4, "finetune_share": 0.6}
-    more = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
-    asked = ("hbgs", "params<=70%", *more, "--quiet")
-    at_step(-1, list)
-    assert run(command_line(weights, tmp_path / "whole", *asked)) == 0
-    for number, (phase, step) in enumerate((("prune", 2), ("round-1", 1))):
-        at_step(step, lambda: os.kill(os.getpid(), signal.SIGINT), phase)
-        assert run(command_line(weights, tmp_path / f"broken{number}", *asked)) == 130
-        at_step(-1, list)
-        assert run(command_line(weights, tmp_path / f"broken{number}", *asked, "--resume")) == 0
-        same_search(tmp_path / f"broken{number}", tmp_path / "whole")
 
 
 def further(first: Path, out: Path, method: str, budget: str, *more: str) -> list[str]:

@@ -44,7 +44,7 @@ class Floor:
 
     def whole(self, group: ChannelGroup) -> bool:
         """Whether a group keeps all its channels, whatever the budget: it is a stream, and streams stay."""
-        return not self.streams and len(group.writers) > 1
+        return not self.streams and group.stream
 
     def counts(self, group: ChannelGroup) -> list[int]:
         """All numbers of channels that a group may keep, descending.

@@ -91,28 +91,29 @@ class GroupLimits(ABC):
         """What groups never go below under any budgets."""
         return replace(self.floor, streams=True) if self.config.either else self.floor
 
+    @property
+    def _open(self) -> bool:
+        """Whether there are streams and the budgets decide about them."""
+        return self.config.either and any(group.stream for group in self.grouping.groups.values())
+
     @cached_property
     def _floor(self) -> Floor:
         lowest = self.config.floor
         whole = replace(lowest, streams=False)
-        if not self.config.either or not any(whole.whole(group) for group in self.grouping.groups.values()):
-            return lowest
-        return whole if self._roomy(replace(whole, branches=False)) else lowest
+        return whole if self._open and self._roomy(replace(whole, branches=False)) else lowest
 
     @property
     def notes(self) -> list[str]:
         """What is to be said of how channels are chosen."""
-        streams = replace(self.floor, streams=False)
-        if not (self.config.either and self.floor.streams):
-            return []
-        if not any(streams.whole(group) for group in self.grouping.groups.values()):
+        if not (self._open and self.floor.streams):
             return []
         return ["residual streams lose channels too: the budgets cannot well be met by narrower branches"]
 
     def _roomy(self, floor: Floor) -> bool:
         """Whether the budgets leave much more than the smallest network of a floor."""
         fewest = smallest(self.grouping, self.cost, floor)
-        totals = np.array([self.cost.totals(fewest)[quantity] for quantity in self.cost.quantities])
+        found = self.cost.totals(fewest)
+        totals = np.array([found[quantity] for quantity in self.cost.quantities])
         if not Ceilings.of(self.budgets, self.cost, self.counted.dense).met(ROOM * totals):
             return False
         if not self.clocked:

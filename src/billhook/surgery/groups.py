@@ -70,6 +70,11 @@ class ChannelGroup:
         """The layers that take them in."""
         return tuple(member for member in self.members if member.side == "in")
 
+    @property
+    def stream(self) -> bool:
+        """Whether more than one layer puts them out: they are those of a residual stream."""
+        return len(self.writers) > 1
+
 
 @dataclass(frozen=True)
 class Branch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,6 @@ from billhook.methods.chipnet.places import lay_out
 from billhook.methods.chipnet.schedules import ChipNet, gate_rate
 from billhook.methods.chipnet.soft_cost import SoftCost
 from billhook.methods.chipnet.threshold import Choice, harden
-from billhook.methods.floor import Floor
 from billhook.methods.kept import Kept
 from billhook.models import place
 from billhook.surgery import plan_channels
@@ -45,14 +45,19 @@ class ChipNetPlan(RemovalPlan):
 
     def __init__(self, setting: Setting, config: ChipNet) -> None:
         problem = setting.problem
-        config = _as_given(setting, config)
+        self.given = read_gates(config.transfer_from) if config.transfer_from is not None else None
+        if self.given is not None:
+            config = _as_given(setting, config, self.given)
         super().__init__(setting, config, ChannelLimits(setting, problem.budgets, config))
         self.layout = lay_out(setting.network.module, self.limits.grouping, config.coupling, self.limits.floor)
         if not self.layout.vectors:
             raise InputError(
                 f"every channel of {setting.network.spec} that could go is a residual stream's", "choose streams=true"
             )
-        self.given = self._given()
+        if self.given is not None and (misfit := self._misfit(self.given)):
+            what, hint = misfit
+            where = f"the gates of {config.transfer_from} do not fit {setting.network.spec}"
+            raise InputError(f"{where}: {what}", hint)
         if config.coupling == "independent":
             # The floor of gates of their own depends on which are the best: refused here where no gates could do it.
             self._choose(self._level, self._budgets)
@@ -69,23 +74,11 @@ class ChipNetPlan(RemovalPlan):
     def _level(self) -> Named:
         return {vector.name: np.zeros(vector.channels) for vector in self.layout.vectors}
 
-    def _given(self) -> SavedGates | None:
-        """The gates of another run, checked against this network."""
-        directory = self.config.transfer_from
-        if directory is None:
-            return None
-        saved = read_gates(directory)
-        if problem := self._misfit(saved):
-            what, hint = problem
-            raise InputError(f"the gates of {directory} do not fit {self.setting.network.spec}: {what}", hint)
-        return saved
-
     def _misfit(self, saved: SavedGates) -> tuple[str, str] | None:
         """Why gates are not those of this network, and what to do: each has to be there, and none besides."""
-        config = self.config
+        coupling, grouping = self.config.coupling, self.limits.grouping
         # Streams that are to stay whole here may have had gates there.
-        floor = Floor(config.round_to, config.least, config.branches)
-        every = lay_out(self.setting.network.module, self.limits.grouping, config.coupling, floor)
+        every = lay_out(self.setting.network.module, grouping, coupling, replace(self.limits.floor, streams=True))
         sizes = {vector.name: vector.channels for vector in every.vectors}
         hint = f"gates go to the same architecture with the same coupling (theirs: {saved.coupling})"
         for name, row in saved.psi.items():
@@ -95,10 +88,7 @@ class ChipNetPlan(RemovalPlan):
         if extra := next((name for name in saved.psi if name not in sizes), None):
             return (f"'{missing[0].name}' has none" if missing else f"it has no '{extra}'"), hint
         if missing:
-            whole = Floor(streams=False)
-            if saved.coupling == config.coupling and all(
-                whole.whole(self.limits.grouping.groups[vector.group]) for vector in missing
-            ):
+            if saved.coupling == coupling and all(grouping.groups[vector.group].stream for vector in missing):
                 hint = "that run left residual streams whole: choose streams=false here too"
             return f"'{missing[0].name}' has none", hint
         return None
@@ -214,11 +204,9 @@ def _begin_again(module: nn.Module, seed: int) -> None:
                 reset()
 
 
-def _as_given(setting: Setting, config: ChipNet) -> ChipNet:
+def _as_given(setting: Setting, config: ChipNet, given: SavedGates) -> ChipNet:
     """Streams stay whole with the gates of a run that left them whole, unless somebody says otherwise."""
-    if config.transfer_from is None or not config.either:
+    if not config.either or given.coupling != config.coupling:
         return config
-    given, floor = read_gates(config.transfer_from), Floor(streams=False)
-    groups = setting.groups().groups.items()
-    without = not any(name in given.psi for name, group in groups if floor.whole(group))
-    return config.model_copy(update={"streams": False}) if without and given.coupling == config.coupling else config
+    streams = [name for name, group in setting.groups().groups.items() if group.stream]
+    return config if any(name in given.psi for name in streams) else config.model_copy(update={"streams": False})
