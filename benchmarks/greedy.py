@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from billhook.api import look
+from billhook.methods import find_method
 from billhook.methods.channel_pruning import ChannelPruningPlan
 from billhook.methods.channel_run import ChannelRun
 from billhook.methods.greedy import SearchPlan, UniformPlan
@@ -135,7 +136,9 @@ def main() -> None:
     parser.add_argument("--model", default="resnet56", help="of --no-finetune")
     parser.add_argument("--protocol", default="standard", choices=list(PROTOCOLS), help="of --no-finetune")
     parser.add_argument("--images", type=int, default=10000, help="test images of --no-finetune")
-    parser.add_argument("--set", action="append", default=[], help="a setting of the methods of --no-finetune, as JSON")
+    parser.add_argument(
+        "--set", action="append", default=[], help="a setting, as JSON, of those methods of --no-finetune that have it"
+    )
     arguments = parser.parse_args()
     if arguments.no_finetune:
         more = {key: json.loads(value) for key, _, value in (text.partition("=") for text in arguments.set)}
@@ -143,7 +146,8 @@ def main() -> None:
             Cell(
                 name,
                 arguments.protocol,
-                method | (more if not name.startswith("l1") else {}),
+                method
+                | {key: value for key, value in more.items() if key in find_method(method["name"]).config.model_fields},
                 arguments.budget,
                 model=arguments.model,
             )
