@@ -331,9 +331,10 @@ def load_network(
         )
     state = unpack_state(tensors, metadata)
     if model is None:
-        _refuse_giant(directory, spec, classes, _values(state), bool(plans or shapes))
-    # A network that was passed in stays as it is.
-    network = open_network(copy.deepcopy(model) if model is not None else spec, classes)
+        network = _rebuild(directory, spec, classes, _values(state), bool(plans or shapes))
+    else:
+        # A network that was passed in stays as it is.
+        network = open_network(copy.deepcopy(model), classes)
     module = network.module
     for plan in plans[carried_out:]:
         module = remove_channels(module, plan)
@@ -380,8 +381,10 @@ def _put_between(directory: Path, module: nn.Module, shapes: Mapping[str, Pointw
         ) from error
 
 
-def _refuse_giant(directory: Path, spec: str, classes: int, stored: int, cut: bool) -> None:
-    """A few words of text must not ask for all memory: no network far larger than the weights that lie beside them.
+def _rebuild(directory: Path, spec: str, classes: int, stored: int, cut: bool) -> Network:
+    """The dense network that an artifact names, its weights still to be loaded.
+
+    A few words of text must not ask for all memory: no network far larger than the weights that lie beside them.
 
     Raises:
         InputError: The dense network would be.
@@ -389,13 +392,14 @@ def _refuse_giant(directory: Path, spec: str, classes: int, stored: int, cut: bo
     size = classes
     if ":" not in spec:
         with torch.device("meta"):  # names and shapes only: nothing is allocated
-            size = sum(p.numel() for p in open_network(spec, classes).module.parameters())
+            size = sum(p.numel() for p in open_network(spec, classes, draw="none").module.parameters())
     # Channels that were removed are not in the file: the network it came from may be a hundred times as large.
     if classes > MOST_CLASSES or size > FREE_WEIGHTS + (200 if cut else 2) * stored:
         raise InputError(
             f"{directory / ARCHITECTURE} is damaged: {spec} with {classes} outputs is far larger than the weights",
             "copy the run directory again",
         )
+    return open_network(spec, classes, draw="none")
 
 
 def _rebuildable(spec: str) -> bool:

@@ -151,7 +151,7 @@ def _open(asked: Inspection, model: nn.Module | None) -> _Opened:
         elif source is not None:
             classes = len(source.classes)
     own = asked.model if model is None else copy.deepcopy(model).cpu().float()
-    return _Opened(open_network(own, classes, asked.weights, rough=True), source, None, None, None)
+    return _Opened(open_network(own, classes, asked.weights, draw="rough"), source, None, None, None)
 
 
 def _kept(recipe: DataRecipe, opened: _Opened) -> tuple[int, ...] | None:

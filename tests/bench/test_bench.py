@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from billhook import artifact
 from billhook.bench import jobs
 from billhook.bench.jobs import OURS, Setup, Subject, peak_memory, time_together
-from billhook.bench.networks import networks_of
+from billhook.bench.networks import network_of, networks_of
 from billhook.bench.story import bench
 from billhook.cli.bench import describe
 from billhook.delivery import export_run
@@ -52,6 +54,15 @@ def test_both_networks_have_the_head_as_delivered(made: Path) -> None:
     assert zeros["pruned"] > 50_000 > 100 > zeros["dense"]
     shapes = [[p.shape for p in module.parameters()] for module in networks.modules.values()]
     assert shapes[0] == shapes[1]
+
+
+def test_each_network_alone_is_the_same(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in networks_of(made).modules.items():
+        alone = network_of(made, name).state_dict()
+        assert all(torch.equal(alone[key], value) for key, value in module.state_dict().items())
+    # What a process holds is measured: the dense network's must not have been through the other's weights.
+    monkeypatch.setattr(artifact, "load_network", None)
+    network_of(made, "dense")
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino", OURS])

@@ -31,7 +31,7 @@ from billhook.models import REGISTRY, build, open_network
     ],
 )
 def test_golden_figures(spec, size, classes, params, macs):
-    module = open_network(spec, classes, rough=True).module
+    module = open_network(spec, classes, draw="rough").module
     # Both count the same pass: each sees operations of its own accord.
     with FlopCounterMode(display=False) as flops:
         cost = count(module, size)
@@ -67,7 +67,7 @@ STEMS = [name for name, architecture in REGISTRY.items() if "stem" in architectu
     ],
 )
 def test_every_architecture_counts_as_the_operations_do(spec):
-    module = open_network(spec, rough=True).module
+    module = open_network(spec, draw="rough").module
     # Neither square nor a multiple of the strides.
     size = (37, 50)
     with FlopCounterMode(display=False) as flops:

@@ -1,11 +1,14 @@
-"""Rough weights: quickly made, and still random numbers of the right size in every place."""
+"""Rough weights: quickly made, and still random numbers of the right size in every place; and none at all."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from billhook.models import open_network
-from billhook.models.rough import RoughWeights
+from billhook.models.rough import NoWeights, RoughWeights
 
 
 def made(make):
@@ -16,7 +19,7 @@ def made(make):
 @pytest.mark.parametrize("spec", ["resnet18,width=0.5", "vgg16,width=0.25", "mobilenet_v2"])
 def test_weights_have_the_mean_and_the_spread_of_an_initialisation(spec):
     module = open_network(spec).module
-    rough = dict(open_network(spec, rough=True).module.named_parameters())
+    rough = dict(open_network(spec, draw="rough").module.named_parameters())
     assert list(rough) == [name for name, _ in module.named_parameters()]
     large = [(name, old) for name, old in module.named_parameters() if old.numel() >= 1 << 14]
     assert large
@@ -67,7 +70,46 @@ def test_what_is_small_is_initialised_as_always():
 def test_it_leaves_no_trace():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    open_network("tinycnn", rough=True)
+    open_network("tinycnn", draw="rough")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(made(lambda: nn.Linear(400, 400).weight), made(lambda: nn.Linear(400, 400).weight))
-    assert open_network("tinycnn", rough=True).weights_hash is None
+    assert open_network("tinycnn", draw="rough").weights_hash is None
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda t: t.normal_(),
+        lambda t: nn.init.kaiming_normal_(t, mode="fan_out"),
+        lambda t: nn.init.xavier_uniform_(tensor=t),
+        lambda t: nn.init.normal_(tensor=t, std=0.01),
+    ],
+)
+def test_nothing_is_drawn(fill):
+    tensor = torch.full((4, 3, 3, 3), torch.nan)
+    before = torch.get_rng_state()
+    with NoWeights():
+        fill(tensor)
+    assert torch.isnan(tensor).all()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_no_random_number_is_there():
+    """Counters and fixed values are in no file, or in none of an older version."""
+    module = open_network("resnet20", draw="none").module
+    assert all(norm.num_batches_tracked == 0 for norm in module.modules() if isinstance(norm, nn.BatchNorm2d))
+    assert torch.equal(module.bn1.running_var, torch.ones(16))
+
+
+def test_shapes_alone_are_quick():
+    """PyTorch's initialisations of meta tensors import its decompositions, and SymPy with them: seconds for nothing."""
+    code = (
+        "import sys, torch\n"
+        "from billhook.models import REGISTRY, open_network\n"
+        "with torch.device('meta'):\n"
+        "    made = [open_network(spec, 10, draw='none') for spec in sorted(REGISTRY)]\n"
+        "assert all(p.is_meta for network in made for p in network.module.parameters())\n"
+        "print('sympy' in sys.modules, len(made) > 20)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -45,13 +47,28 @@ def networks_of(directory: str | Path, model: str | None = None) -> Networks:
         UsageError: The run is of your own code and ``model`` is missing.
     """
     directory = Path(directory)
-    summary = artifact.read_json(directory / artifact.SUMMARY)
     network, described, preprocess = artifact.load_network(directory, model)
     shape = (len(preprocess.mean), preprocess.input_size, preprocess.input_size)
-    if summary.get("pruned") is None:
+    if not _was_pruned(directory):
         return Networks({"dense": network.module}, shape)
+    return Networks({"dense": _dense(described, model), "pruned": network.module}, shape)
+
+
+def network_of(directory: str | Path, name: str, model: str | None = None) -> nn.Module:
+    """``dense`` or ``pruned``, made alone: a process that measures what it takes holds nothing of the other."""
+    directory = Path(directory)
+    if name == "dense" and _was_pruned(directory):
+        return _dense(artifact.read_json(directory / artifact.ARCHITECTURE), model)
+    return artifact.load_network(directory, model)[0].module
+
+
+def _was_pruned(directory: Path) -> bool:
+    return artifact.read_json(directory / artifact.SUMMARY).get("pruned") is not None
+
+
+def _dense(described: Mapping[str, Any], model: str | None) -> nn.Module:
     dense = open_network(model or described["spec"], int(described["classes"])).module
     head = described["head"]
     if head["sliced"]:
         dense = slice_head(dense, str(head["layer"]), head["kept"])
-    return Networks({"dense": artifact.deliverable(dense), "pruned": network.module}, shape)
+    return artifact.deliverable(dense)

@@ -31,9 +31,9 @@ def _open(subject: Subject, job: Mapping[str, Any]) -> Engine:
     image = np.random.default_rng(0).standard_normal(job["shape"], np.float32)
     network: Any = Path(subject.source)
     if subject.engine == "torch":
-        from billhook.bench.networks import networks_of
+        from billhook.bench.networks import network_of
 
-        network = networks_of(subject.source, subject.model).modules[subject.network]
+        network = network_of(subject.source, subject.network, subject.model)
     return open_engine(subject.engine, network, image, subject.threads or job["threads"], subject.precision)
 
 

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,15 @@ from billhook.models.checkpoint import load_checkpoint, load_into, weights_hash
 from billhook.models.foreign import build_foreign, is_library
 from billhook.models.head import find_head, head_outputs
 from billhook.models.registry import REGISTRY, canonical, is_foreign, parse_spec
-from billhook.models.rough import RoughWeights
+from billhook.models.rough import NoWeights, RoughWeights
+
+Draw = Literal["seeded", "rough", "none"]
+
+_DRAWN: dict[Draw, Callable[[], contextlib.AbstractContextManager[object]]] = {
+    "seeded": contextlib.nullcontext,
+    "rough": RoughWeights,
+    "none": NoWeights,
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def open_network(
     weights: str | Path | None = None,
     seed: int = 0,
     *,
-    rough: bool = False,
+    draw: Draw = "seeded",
 ) -> Network:
     """The network that a spec names, or a passed module, with what its images should be.
 
@@ -85,7 +93,8 @@ def open_network(
         classes: As in ``build``.
         weights: As in ``build``.
         seed: Of the random weights.
-        rough: Random weights need not be an initialisation: they are for a look, and quickly made.
+        draw: How random weights come about: ``seeded``, the architecture's initialisation; ``rough``, quickly made,
+            for a look; ``none``, left as the memory was, for weights that are loaded afterwards.
 
     Raises:
         UsageError: A wrong name, option or value.
@@ -105,7 +114,7 @@ def open_network(
     state = None if weights is None or pretrained else load_checkpoint(weights)
     text, make = _maker(spec, state, pretrained)
     builtin = not is_foreign(text) or is_library(text)
-    with RoughWeights() if rough and builtin else contextlib.nullcontext():
+    with _DRAWN[draw]() if builtin else contextlib.nullcontext():
         module, defaults = _seeded(make, classes, seed)
     if state is not None:
         found = _outputs_of(state, find_head(module))

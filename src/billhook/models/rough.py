@@ -1,4 +1,4 @@
-"""Random weights for a look at a network, in a fraction of the time that an initialisation takes."""
+"""Networks without an initialisation: rough random weights for a look, or none, in a fraction of the time."""
 
 from __future__ import annotations
 
@@ -49,6 +49,23 @@ class RoughWeights(TorchFunctionMode):
                 part.add_(shift)
             self._place = (self._place + len(part)) % _STOCK
             done += len(part)
+
+
+class NoWeights(TorchFunctionMode):
+    """While it is entered, random numbers are not drawn: what they were to fill stays as the memory was.
+
+    For weights that are loaded afterwards. Memory that nothing is written to is not taken from the machine, so that
+    the dense network costs none while a smaller one is cut from it; and on the meta device PyTorch's initialisations
+    import its decompositions, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func in _READ:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def _is_large(tensor: Tensor) -> bool:
