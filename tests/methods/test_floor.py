@@ -44,10 +44,16 @@ def group(channels, writers=1, *, sections=1, branch=False):
         (Floor(1, 0.5, originally={"g": 16}), group(8), [8]),
         (Floor(1, 0.5, originally={"another": 16}), group(4), [4, 3, 2]),
         (Floor(branches=False), group(3, branch=True), [3, 2, 1]),
-        (Floor(streams=False), group(4, 2), [4]),
-        (Floor(streams=False), group(4, 3, branch=True), [4]),
-        (Floor(streams=False), group(4), [4, 3, 2, 1]),
-        (Floor(2, streams=False), group(4, branch=True), [4, 2, 0]),
+        (Floor(streams=1.0), group(4, 2), [4]),
+        (Floor(streams=1.0), group(4, 3, branch=True), [4]),
+        (Floor(streams=1.0), group(4), [4, 3, 2, 1]),
+        (Floor(2, streams=1.0), group(4, branch=True), [4, 2, 0]),
+        (Floor(streams=0.5), group(4, 2), [4, 3, 2]),
+        (Floor(streams=0.5), group(5, 2), [5, 4, 3]),
+        (Floor(2, streams=0.25), group(12, 2), [12, 10, 8, 6, 4]),
+        (Floor(least=0.5, streams=0.25), group(4, 2), [4, 3, 2]),
+        (Floor(streams=0.5, originally={"g": 6}), group(4, 2), [4, 3]),
+        (Floor(streams=0.5), group(3, branch=True), [3, 2, 1, 0]),
     ],
 )
 def test_counts_by_hand(floor, of, counts):
@@ -59,6 +65,8 @@ def test_values_out_of_range():
         Floor(0)
     with pytest.raises(UsageError, match=r"least = -0\.1"):
         Floor(least=-0.1)
+    with pytest.raises(UsageError, match=r"streams = 1\.5"):
+        Floor(streams=1.5)
     with pytest.raises(ValueError, match="do not fall into 2 sections"):
         LOWEST.counts(group(5, sections=2))
 
@@ -66,10 +74,13 @@ def test_values_out_of_range():
 def test_words():
     both = Grouping({"a": group(4, 2), "b": group(4, branch=True)})
     assert LOWEST.words(both) == "one channel of every group outside the branches that can go"
-    found = Floor(4, streams=False).words(both)
+    found = Floor(4, streams=1.0).words(both)
     assert found == "one channel of every group outside the branches that can go, and whole streams, in multiples of 4,"
-    assert Floor(least=0.25, streams=False).words(Grouping({"b": group(4)})) == "25 % of every group"
-    assert [floor.raised for floor in (LOWEST, Floor(branches=False), Floor(streams=False))] == [False, False, True]
+    found = Floor(streams=0.125).words(both)
+    assert found == "one channel of every group outside the branches that can go, and 12.5 % of every stream,"
+    assert Floor(least=0.25, streams=0.125).words(both) == "25 % of every group"
+    assert Floor(least=0.25, streams=1.0).words(Grouping({"b": group(4)})) == "25 % of every group"
+    assert [floor.raised for floor in (LOWEST, Floor(branches=False), Floor(streams=0.1))] == [False, False, True]
 
 
 # ---------------------------------------------------------------------- runs
@@ -125,22 +136,55 @@ def test_what_whole_streams_leave_is_said_beforehand():
 
 
 @pytest.mark.parametrize("method", ["l1", "chipnet", "hbgs", "fp-backward"])
-def test_streams_stay_whole_while_there_is_room(method):
-    """Unless somebody says so. Room enough: half as much again as with one channel in every branch."""
-    whole = ready("resnet20", method, "macs<=50%", streams=False, branches=False).plan.limits
-    least = whole.feasibility()[0]["smallest"]
-    for bound, stays in ((1.51 * least, True), (1.49 * least, False), (0.9 * least, False)):
-        plan = ready("resnet20", method, f"macs<={bound:.0f}").plan
-        assert plan.limits.floor == Floor(streams=not stays)
+@pytest.mark.parametrize("quantity", ["macs", "channels"])
+def test_streams_keep_what_there_is_room_for(method, quantity):
+    """Unless somebody says otherwise. Room enough: half as much again as with one channel in every branch."""
+    plan = ready("resnet20", method, f"{quantity}<=100%").plan
+    limits = plan.limits
+
+    def least(streams):
+        fewest = smallest(limits.grouping, limits.cost, Floor(streams=streams, branches=False))
+        return limits.cost.totals(fewest)[quantity]
+
+    lowest = plan.feasible[0]["smallest"]
+    for bound in [*(near * least(steps / 16) for steps in (16, 12, 8, 2) for near in (1.51, 1.49)), 1.2 * lowest]:
+        plan = ready("resnet20", method, f"{quantity}<={bound:.0f}").plan
+        asked = plan.limits.budgets[0].bound
+        share = max(steps / 16 for steps in range(17) if not steps or 1.5 * least(steps / 16) <= asked)
+        assert plan.limits.floor == Floor(streams=share)
         assert [note for note in plan.notes if "residual streams lose channels" in note] == plan.limits.notes
-        assert bool(plan.limits.notes) is not stays
+        assert bool(plan.limits.notes) is (share < 1)
+        assert (f"to no less than {100 * share:g} % of them" in "".join(plan.limits.notes)) is (0 < share < 1)
         # What is within reach is what is with narrower streams, whether or not this budget asks for that.
-        assert plan.feasible[0]["smallest"] < 0.2 * least
-    assert ready("resnet20", method, f"macs<={0.5 * least:.0f}", streams=True).plan.limits.notes == []
+        assert plan.feasible[0]["smallest"] == pytest.approx(lowest)
+
+
+def test_what_is_said_of_streams_is_done():
+    plan = ready("resnet20", "l1", "channels<=20%").plan
+    assert plan.limits.floor.streams not in (0, 1)
+    said = ready("resnet20", "l1", "channels<=20%", streams=True).plan.limits
+    assert (said.notes, said.floor) == ([], LOWEST)
+    for fields in ({"streams": True, "streams_least": 0.25}, {"streams_least": 0.25}):
+        said = ready("resnet20", "l1", "channels<=20%", **fields).plan.limits
+        assert (said.notes, said.floor) == ([], Floor(streams=0.25))
     # Every budget has a say.
-    few = whole.cost.totals(smallest(whole.grouping, whole.cost, whole.floor))["params"]
-    both = ready("resnet20", method, ["macs<=50%", f"params<={1.2 * few:.0f}"]).plan
-    assert both.limits.floor == LOWEST
+    both = ready("resnet20", "l1", ["macs<=50%", "channels<=20%"]).plan.limits
+    assert both.floor.streams < 1
+
+
+@pytest.mark.parametrize("method", sorted(FEW))
+def test_streams_keep_their_share(method):
+    done = carry_out(ready("resnet20", method, "channels<=25%", streams=True, streams_least=0.5, **FEW[method]))
+    groups = done.prepared.setting.groups().groups
+    parts = dict(done.small.named_modules())
+    widths = {
+        (group.channels, parts[member.layer].out_channels)
+        for group in groups.values()
+        for member in group.writers
+        if group.stream and isinstance(parts.get(member.layer), nn.Conv2d)
+    }
+    assert len(widths) >= 3
+    assert all(width >= channels / 2 for channels, width in widths)
 
 
 def test_networks_without_streams_have_no_whole_ones():
@@ -154,7 +198,7 @@ def test_gates_of_their_own_decide_about_streams():
 
 
 def test_independent_gates_have_no_floor():
-    with pytest.raises(UsageError, match="streams are for coupled gates"):
+    with pytest.raises(UsageError, match="streams_least are for coupled gates"):
         ready("resnet20", "chipnet", "macs<=50%", streams=False, coupling="independent")
 
 

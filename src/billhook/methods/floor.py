@@ -20,9 +20,10 @@ class Floor:
         round_to: Kept channels are a multiple of it.
         least: Share of every group that always stays.
         branches: A group whose branch can go may keep no channel (if ``least`` is 0).
-        streams: Channels that more than one layer writes, those of a residual stream, may go.
-        originally: Channels that groups had before anything went, by name, which ``least`` is a share of; a group that
-            is not named has all of its channels still.
+        streams: Share of the channels that more than one layer writes, those of a residual stream, that always stays;
+            1: streams keep their width.
+        originally: Channels that groups had before anything went, by name, which ``least`` and ``streams`` are shares
+            of; a group that is not named has all of its channels still.
 
     Raises:
         UsageError: A value out of range.
@@ -31,20 +32,21 @@ class Floor:
     round_to: int = 1
     least: float = 0.0
     branches: bool = True
-    streams: bool = True
+    streams: float = 0.0
     originally: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.round_to < 1:
             raise UsageError(f"round_to = {self.round_to} is less than 1")
-        if not 0 <= self.least <= 1:
-            raise UsageError(
-                f"least = {self.least:g} is not between 0 and 1", "it is a share of every group's channels"
-            )
+        for name, share, of in (("least", self.least, "group"), ("streams", self.streams, "stream")):
+            if not 0 <= share <= 1:
+                raise UsageError(
+                    f"{name} = {share:g} is not between 0 and 1", f"it is a share of every {of}'s channels"
+                )
 
     def whole(self, group: ChannelGroup) -> bool:
         """Whether a group keeps all its channels, whatever the budget: it is a stream, and streams stay."""
-        return not self.streams and group.stream
+        return self.streams == 1 and group.stream
 
     def counts(self, group: ChannelGroup) -> list[int]:
         """All numbers of channels that a group may keep, descending.
@@ -63,7 +65,8 @@ class Floor:
             return [group.channels]
         step = lcm(self.round_to, group.sections)
         before = self.originally.get(group.name, group.channels)
-        bottom = step * max(1, ceil(self.least * before / step - 1e-9))
+        share = max(self.least, self.streams) if group.stream else self.least
+        bottom = step * max(1, ceil(share * before / step - 1e-9))
         highest = (group.channels - 1) // step * step
         counts = [group.channels, *range(highest, bottom - 1, -step)]
         return [*counts, 0] if self.branches and group.branch is not None and not self.least else counts
@@ -71,14 +74,15 @@ class Floor:
     @property
     def raised(self) -> bool:
         """Whether somebody asked for groups to keep more than they have to."""
-        return self.least > 0 or self.round_to > 1 or not self.streams
+        return self.least > 0 or self.round_to > 1 or self.streams > 0
 
     def words(self, grouping: Grouping) -> str:
         """What a network at its smallest keeps, for a message."""
         words = f"{100 * self.least:g} % of every group" if self.least else "one channel of every group"
         if not self.least and self.branches and any(group.branch is not None for group in grouping.groups.values()):
             words += " outside the branches that can go"
-        words += ", and whole streams" if any(self.whole(group) for group in grouping.groups.values()) else ""
+        if self.streams > self.least and any(group.stream for group in grouping.groups.values()):
+            words += ", and whole streams" if self.streams == 1 else f", and {100 * self.streams:g} % of every stream"
         words += f", in multiples of {self.round_to}" if self.round_to > 1 else ""
         return words + ("," if ", " in words else "")
 
@@ -101,14 +105,22 @@ class RemovalConfig(BaseModel):
         description="channels that more than one layer writes (residual streams) may go; null: only where the budgets "
         "cannot well be met by narrower branches",
     )
+    streams_least: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of every residual stream that stays where streams may go; null: as much as the budgets "
+        "leave room for, nothing with streams=true",
+    )
     distil: bool = Field(True, description="distil from the dense network")
 
     @property
     def floor(self) -> Floor:
         """What groups never go below, whatever the budgets."""
-        return Floor(self.round_to, self.least, self.branches, self.streams is not False)
+        streams = 1.0 if self.streams is False else self.streams_least or 0.0
+        return Floor(self.round_to, self.least, self.branches, streams)
 
     @property
     def either(self) -> bool:
-        """Whether the budgets decide if streams may go."""
-        return self.streams is None
+        """Whether the budgets decide how much of streams may go."""
+        return self.streams is None and self.streams_least is None

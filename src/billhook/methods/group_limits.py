@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +27,10 @@ Choose = Callable[[Sequence[Budget]], Kept]
 """Channels that stay under further budgets."""
 
 ROOM = 1.5
-"""Streams stay whole where the budgets leave this many times what whole streams and a channel of all else cost."""
+"""Streams stay as wide as leaves the budgets this many times what they and a channel of all else cost."""
+
+STEPS = 16
+"""In which that width is found."""
 
 
 class GroupLimits(ABC):
@@ -89,7 +93,7 @@ class GroupLimits(ABC):
     @property
     def reach(self) -> Floor:
         """What groups never go below under any budgets."""
-        return replace(self.floor, streams=True) if self.config.either else self.floor
+        return replace(self.floor, streams=0.0) if self.config.either else self.floor
 
     @property
     def _open(self) -> bool:
@@ -99,15 +103,24 @@ class GroupLimits(ABC):
     @cached_property
     def _floor(self) -> Floor:
         lowest = self.config.floor
-        whole = replace(lowest, streams=False)
-        return whole if self._open and self._roomy(replace(whole, branches=False)) else lowest
+        if not self._open:
+            return lowest
+
+        def roomy(steps: int) -> bool:
+            return self._roomy(replace(lowest, streams=steps / STEPS, branches=False))
+
+        if roomy(STEPS):
+            return replace(lowest, streams=1.0)
+        # Less is never dearer: the most that there is room for, if there is for anything.
+        return replace(lowest, streams=bisect_left(range(1, STEPS), True, key=lambda steps: not roomy(steps)) / STEPS)
 
     @property
     def notes(self) -> list[str]:
         """What is to be said of how channels are chosen."""
-        if not (self._open and self.floor.streams):
+        if not self._open or self.floor.streams == 1:
             return []
-        return ["residual streams lose channels too: the budgets cannot well be met by narrower branches"]
+        left = f", to no less than {100 * self.floor.streams:g} % of them" if self.floor.streams else ""
+        return [f"residual streams lose channels too{left}: the budgets cannot well be met by narrower branches"]
 
     def _roomy(self, floor: Floor) -> bool:
         """Whether the budgets leave much more than the smallest network of a floor."""

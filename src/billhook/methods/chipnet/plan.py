@@ -78,7 +78,7 @@ class ChipNetPlan(RemovalPlan):
         """Why gates are not those of this network, and what to do: each has to be there, and none besides."""
         coupling, grouping = self.config.coupling, self.limits.grouping
         # Streams that are to stay whole here may have had gates there.
-        every = lay_out(self.setting.network.module, grouping, coupling, replace(self.limits.floor, streams=True))
+        every = lay_out(self.setting.network.module, grouping, coupling, replace(self.limits.floor, streams=0.0))
         sizes = {vector.name: vector.channels for vector in every.vectors}
         hint = f"gates go to the same architecture with the same coupling (theirs: {saved.coupling})"
         for name, row in saved.psi.items():

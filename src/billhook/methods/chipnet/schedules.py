@@ -69,7 +69,9 @@ class ChipNet(RemovalConfig):
     @model_validator(mode="after")
     def _check(self) -> ChipNet:
         if self.coupling == "independent" and self.floor != LOWEST:
-            raise ValueError("round_to, least, branches and streams are for coupled gates: choose the coupling group")
+            raise ValueError(
+                "round_to, least, branches, streams and streams_least are for coupled gates: choose the coupling group"
+            )
         if self.scratch and self.transfer_from is None:
             raise ValueError("scratch is for gates of another run: name it as transfer_from")
         for name in ("beta", "gamma", "steepness"):
