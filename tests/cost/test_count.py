@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from billhook.cost import count
@@ -200,6 +200,25 @@ def test_parametrised_weights_count_as_they_would_be_delivered():
     cost = count(net, 2)
     assert (cost.params, cost.nonzero, cost.macs, cost.effective_macs) == (12, 6, 48, 24)
     assert len(cost.layers) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "hook",
+    [
+        nn.utils.spectral_norm,
+        nn.utils.weight_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 6),
+    ],
+)
+def test_weights_that_older_hooks_compute(hook):
+    net = nn.Sequential(hook(nn.Conv2d(3, 4, 1)), nn.Flatten(), hook(nn.Linear(16, 5)))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 2, 2))
+    cost = count(net, 2)
+    assert (cost.params, cost.macs) == (12 + 4 + 80 + 5, 48 + 80)
+    assert [layer.weight_shape for layer in cost.layers] == [(4, 3, 1, 1), (5, 16)]
+    assert cost.nonzero == sum(int(torch.count_nonzero(part)) for i in (0, 2) for part in (net[i].weight, net[i].bias))
 
 
 def test_the_network_is_left_as_it_was():

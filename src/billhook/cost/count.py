@@ -117,7 +117,8 @@ def count(module: nn.Module, input_size: int | tuple[int, int], channels: int = 
     """Counts everything in one forward pass of a zero image, in eval mode; the network is left as it was.
 
     A module that is called several times counts its MACs and volume each time and its parameters once. Layers under
-    ``torch.nn.utils.parametrize`` are counted by the weight they compute, as it would be delivered.
+    ``torch.nn.utils.parametrize``, or the older hooks, are counted by the weight they compute, as it would be
+    delivered.
 
     Args:
         module: The network.
@@ -226,8 +227,11 @@ class _Nonzero:
 
 
 def _own_tensors(part: nn.Module) -> dict[str, Tensor]:
-    """The parameters that a module applies: its own, and those that parametrizations compute for it."""
+    """The parameters that a module applies: its own, and those that parametrizations or hooks compute for it."""
     own: dict[str, Tensor] = dict(part.named_parameters(recurse=False))
+    if isinstance(part, _ConvNd | nn.Linear) and "weight" not in own and isinstance(part.weight, Tensor):
+        # torch.nn.utils' older spectral_norm, weight_norm and prune: weight_orig, weight_g and the like make it.
+        own = {name: tensor for name, tensor in own.items() if not name.startswith("weight_")} | {"weight": part.weight}
     computed = getattr(part, "parametrizations", None)
     if isinstance(computed, nn.ModuleDict):
         own.update({name: getattr(part, name) for name in computed})
