@@ -12,7 +12,8 @@ from torch import nn
 from billhook.cost import count
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, RunError, UsageError
-from billhook.methods.channel_choice import check, choose_channels, feasibility, smallest
+from billhook.methods.ceilings import Ceilings
+from billhook.methods.channel_choice import _last_ones, _overheads, check, choose_channels, feasibility, smallest
 from billhook.methods.floor import Floor
 from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member
@@ -268,6 +269,93 @@ def test_nothing_goes_when_the_budget_is_met():
     assert counts_of(chosen("params<=20%", fraction=0.0)) == {"a": 4, "b": 6, "c": 8}
 
 
+# ---------------------------------------------------------------------- branches as a whole
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1, bias=False)
+        for n in range(3):
+            self.add_module(f"in{n}", nn.Conv2d(4, 6, 3, padding=1, bias=False))
+            self.add_module(f"out{n}", nn.Conv2d(6, 4, 1, bias=False))
+        self.head = nn.Conv2d(4, 3, 1, bias=False)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for n in range(3):
+            x = x + self.get_submodule(f"out{n}")(self.get_submodule(f"in{n}")(x))
+        return self.head(x)
+
+
+def blocks():
+    """The cost and the groups of three branches on a stream of four channels, six inside each."""
+    sides = [
+        ("stem", "out"),
+        ("head", "in"),
+        *((f"in{n}", "in") for n in range(3)),
+        *((f"out{n}", "out") for n in range(3)),
+    ]
+    groups = {"stem": ChannelGroup("stem", 4, tuple(member(layer, side, 4) for layer, side in sides))}
+    for n in range(3):
+        inside = (member(f"in{n}", "out", 6), member(f"out{n}", "in", 6))
+        groups[f"in{n}"] = ChannelGroup(f"in{n}", 6, inside, branch=Branch((f"in{n}",), (), (f"out{n}",)))
+    dense = count(Blocks(), 4)
+    grouping = Grouping(groups)
+    return grouping, ChannelCost(dense, grouping, dense.bytes)
+
+
+BLOCKS, BLOCKS_COST = blocks()
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [
+        # 4 + 3 x (6 + 4) + 3 channels. One by one, both cheaper branches would be left with a channel or two, whose
+        # ends cost as much as all. What stays together: in0 (4 of 6 channels) 16 / 8, in1 18 / 10, in2 30 / 9.
+        ("channels<=37", {"stem": 4, "in0": 6, "in1": 6, "in2": 6}),
+        ("channels<=35", {"stem": 4, "in0": 4, "in1": 6, "in2": 6}),
+        ("channels<=27", {"stem": 4, "in0": 6, "in1": 0, "in2": 6}),
+        ("channels<=25", {"stem": 4, "in0": 4, "in1": 0, "in2": 6}),
+        ("channels<=17", {"stem": 4, "in0": 0, "in1": 0, "in2": 6}),
+        ("channels<=16", {"stem": 4, "in0": 0, "in1": 0, "in2": 5}),
+        ("channels<=7", {"stem": 4, "in0": 0, "in1": 0, "in2": 0}),
+        # Nothing hangs on a branch's last channel but what hangs on every one: they go one by one.
+        ("macs<=50%", {"stem": 4, "in0": 1, "in1": 2, "in2": 5}),
+    ],
+)
+def test_a_branch_competes_as_a_whole(budget, kept):
+    scores = {
+        "stem": np.full(4, 9.0),
+        "in0": np.array([1, 1, 4, 4, 4, 4.0]),
+        "in1": np.array([2, 2, 2, 2, 5, 5.0]),
+        "in2": np.array([2.5, 6, 6, 6, 6, 6]),
+    }
+    assert counts_of(chosen(budget, scores=scores, grouping=BLOCKS, cost=BLOCKS_COST)) == kept
+
+
+@given(
+    st.lists(st.floats(0, 8, width=16), min_size=1, max_size=6), st.sampled_from([1, 2]), st.floats(0.01, 50), st.data()
+)
+def test_what_stays_together_by_brute_force(values, sections, overhead, data):
+    score = np.sort(np.array([values] * sections), axis=1)
+    counts = [len(values) * sections, *sorted(data.draw(st.sets(st.integers(1, 6))), reverse=True)]
+    counts = [k for k in dict.fromkeys(counts) if k % sections == 0 and k <= counts[0]] + [0]
+    best = max(score[:, len(values) - k // sections :].sum() / (k + overhead) for k in counts[:-1])
+    found = _last_ones(score, counts, overhead)
+    assert found in counts[:-1]
+    assert score[:, len(values) - found // sections :].sum() / (found + overhead) == pytest.approx(best)
+
+
+def test_what_hangs_on_a_branch():
+    kept = BLOCKS_COST.channels.copy()
+    counts = [Floor().counts(group) for group in BLOCKS.groups.values()]
+    for text, wanted in (("channels<=20", [0, 4, 4, 4]), ("macs<=50%", [0, 0, 0, 0])):
+        ceilings = Ceilings.of(budgets_of(text), BLOCKS_COST, BLOCKS_COST.totals({}))
+        assert _overheads(counts, BLOCKS_COST, ceilings, kept).tolist() == pytest.approx(wanted)
+    kept[0] = 1  # a narrower stream makes ends cheaper
+    ceilings = Ceilings.of(budgets_of("channels<=20"), BLOCKS_COST, BLOCKS_COST.totals({}))
+    assert _overheads(counts, BLOCKS_COST, ceilings, kept).tolist() == pytest.approx([0, 1, 1, 1])
+
+
 # ---------------------------------------------------------------------- what holds for every choice
 finite = st.floats(-10, 10, allow_nan=False, width=16)
 
@@ -279,8 +367,9 @@ def problems(draw, rounding=True):
     widths = (draw(st.integers(1, 6)), groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 5)))
     with_branch = draw(st.booleans())
     grouping, cost = (BLOCK, BLOCK_COST) if with_branch else chain(widths, groups)
+    values = draw(st.sampled_from([finite, st.floats(0, 10, width=16)]))
     scores = {
-        name: np.array(draw(st.lists(finite, min_size=group.channels, max_size=group.channels)))
+        name: np.array(draw(st.lists(values, min_size=group.channels, max_size=group.channels)))
         for name, group in grouping.groups.items()
     }
     floor = Floor(

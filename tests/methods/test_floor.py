@@ -138,12 +138,14 @@ def test_what_whole_streams_leave_is_said_beforehand():
 @pytest.mark.parametrize("method", ["l1", "chipnet", "hbgs", "fp-backward"])
 @pytest.mark.parametrize("quantity", ["macs", "channels"])
 def test_streams_keep_what_there_is_room_for(method, quantity):
-    """Unless somebody says otherwise. Room enough: half as much again as with one channel in every branch."""
+    """Unless somebody says otherwise. Room enough: half as much again as without branches, or, where the method does
+    not weigh these as a whole, with one channel in each.
+    """
     plan = ready("resnet20", method, f"{quantity}<=100%").plan
     limits = plan.limits
 
     def least(streams):
-        fewest = smallest(limits.grouping, limits.cost, Floor(streams=streams, branches=False))
+        fewest = smallest(limits.grouping, limits.cost, Floor(streams=streams, branches=method in ("l1", "chipnet")))
         return limits.cost.totals(fewest)[quantity]
 
     lowest = plan.feasible[0]["smallest"]
@@ -160,16 +162,21 @@ def test_streams_keep_what_there_is_room_for(method, quantity):
 
 
 def test_what_is_said_of_streams_is_done():
-    plan = ready("resnet20", "l1", "channels<=20%").plan
-    assert plan.limits.floor.streams not in (0, 1)
-    said = ready("resnet20", "l1", "channels<=20%", streams=True).plan.limits
+    def limits(**fields):
+        return ready("resnet20", "l1", "channels<=20%", scope="uniform", **fields).plan.limits
+
+    assert limits().floor.streams not in (0, 1)
+    said = limits(streams=True)
     assert (said.notes, said.floor) == ([], LOWEST)
     for fields in ({"streams": True, "streams_least": 0.25}, {"streams_least": 0.25}):
-        said = ready("resnet20", "l1", "channels<=20%", **fields).plan.limits
+        said = limits(**fields)
         assert (said.notes, said.floor) == ([], Floor(streams=0.25))
     # Every budget has a say.
-    both = ready("resnet20", "l1", ["macs<=50%", "channels<=20%"]).plan.limits
+    both = ready("resnet20", "fp-backward", ["macs<=50%", "channels<=20%"]).plan.limits
     assert both.floor.streams < 1
+    # Branches that compete as a whole make room, unless they have to stay.
+    assert ready("resnet20", "l1", "channels<=20%").plan.limits.floor.streams == 1
+    assert ready("resnet20", "l1", "channels<=20%", branches=False).plan.limits.floor.streams < 1
 
 
 @pytest.mark.parametrize("method", sorted(FEW))

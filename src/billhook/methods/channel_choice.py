@@ -19,6 +19,9 @@ from billhook.methods.kept import Kept
 from billhook.surgery.channel_cost import LATENCY
 from billhook.surgery.groups import Grouping
 
+LOOKS = 4
+"""At most, at what goes with branches that go."""
+
 Scope = Literal["global", "uniform"]
 """Whether groups compete for the budget, or each loses the same share."""
 
@@ -72,8 +75,16 @@ def choose_channels(
     check(grouping, cost, budgets, dense, floor)
     ranked = _rank(scores, grouping)
     ceilings = Ceilings.of(budgets, cost, dense, fraction)
-    units = _in_order(list(ranked.values()), [floor.counts(group) for group in grouping.groups.values()], scope)
-    kept = _hand_back(units, _shortest_prefix(units, cost, ceilings), cost, ceilings)
+    rows, counts = list(ranked.values()), [floor.counts(group) for group in grouping.groups.values()]
+    single = _in_order(rows, counts, scope)
+    kept = cost.channels if scope == "global" else _choose(single, cost, ceilings)
+    for _ in range(LOOKS if scope == "global" else 0):
+        # What goes with a branch depends on how wide the streams are that it ends on, and they on what goes.
+        overheads = _overheads(counts, cost, ceilings, kept)
+        before, kept = kept, _choose(_in_order(rows, counts, scope, overheads), cost, ceilings)
+        kept = _hand_back(single, kept, cost, ceilings)  # where there is no room for what goes together
+        if np.array_equal(before, kept):
+            break
     chosen = {}
     for (name, (order, _)), channels in zip(ranked.items(), kept.tolist(), strict=True):
         per_section = channels // len(order)
@@ -165,10 +176,13 @@ def _reached(budget: Budget, row: Mapping[str, object]) -> str:
 # ---------------------------------------------------------------------- units
 @dataclass(frozen=True)
 class _Units:
-    """What can be removed at a time, in the order of removal: number of its group, and how many channels."""
+    """What can be removed at a time, in the order of removal: number of its group, how many channels, and how many of
+    the group are left without them.
+    """
 
     group: NDArray[np.int64]
     size: NDArray[np.int64]
+    after: NDArray[np.int64]
 
     def left(self, removed: int, channels: NDArray[np.int64]) -> NDArray[np.int64]:
         """``[groups]``: channels that are left after the first ``removed`` units."""
@@ -194,27 +208,80 @@ def _rank(scores: Mapping[str, NDArray[np.float64]], grouping: Grouping) -> dict
     return ranked
 
 
-def _in_order(ranked: Sequence[_Ranked], counts: Sequence[Sequence[int]], scope: Scope) -> _Units:
+def _overheads(
+    counts: Sequence[Sequence[int]], cost: Costs, ceilings: Ceilings, kept: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """``[groups]``: what goes with a group's last channels beside them, in channels of that group; 0 for most.
+
+    A branch that goes takes along what its end writes: of the channels that may be many times what is inside.
+    """
+    branches = [number for number, allowed in enumerate(counts) if allowed[-1] == 0 and len(allowed) > 2]
+    found = np.zeros(len(counts))
+    if not branches or not ceilings.columns:
+        return found
+    wide, narrow = (np.array([counts[number][place] for number in branches]) for place in (0, -2))
+    choices = np.repeat(np.tile(kept, (len(branches), 1))[None], 3, axis=0)
+    rows = np.arange(len(branches))
+    for choice, channels in zip(choices, (wide, narrow, 0), strict=True):
+        choice[rows, branches] = channels
+    totals = (cost.many(choices)[..., ceilings.columns] / np.maximum(ceilings.limits, 1e-9)).sum(-1)
+    each = (totals[0] - totals[1]) / (wide - narrow)
+    beside = totals[1] - totals[2] - narrow * each
+    beside[beside <= 1e-9 * totals[0]] = 0  # sums of rounded numbers
+    found[branches] = np.divide(beside, each, out=np.zeros(len(branches)), where=each > 0)
+    return found
+
+
+def _last_ones(score: NDArray[np.float64], allowed: Sequence[int], overhead: float) -> int:
+    """How many channels of a group with a branch are worth most per channel, what hangs on them included: they stay
+    together, or go together.
+    """
+    sums = np.cumsum(score.sum(0)[::-1])
+    few = np.array(allowed[:-1][::-1])
+    return int(few[np.argmax(sums[few // len(score) - 1] / (few + overhead))])
+
+
+def _in_order(
+    ranked: Sequence[_Ranked],
+    counts: Sequence[Sequence[int]],
+    scope: Scope,
+    overheads: NDArray[np.float64] | None = None,
+) -> _Units:
+    """The units of all groups. With overheads a branch goes together with what hangs on it (:func:`_last_ones`)."""
     groups: list[int] = []
     sizes: list[int] = []
+    left: list[int] = []
     shares: list[float] = []
     means: list[float] = []
-    for number, ((_, score), allowed) in enumerate(zip(ranked, counts, strict=True)):
+    hanging = np.zeros(len(counts)) if overheads is None else overheads
+    for number, ((_, score), allowed, overhead) in enumerate(zip(ranked, counts, hanging.tolist(), strict=True)):
         sections, top = len(score), -np.inf
+        if overhead and score.min() >= 0:
+            last = _last_ones(score, allowed, overhead)
+            allowed = [*(count for count in allowed if count >= last), 0]
+        else:
+            overhead = 0.0
         for before, after in pairwise(allowed):
             start, stop = ((allowed[0] - count) // sections for count in (before, after))
-            top = max(top, float(score[:, start:stop].mean()))
+            worth = float(score[:, start:stop].sum()) / (before - after + (0 if after else overhead))
+            top = max(top, worth)
             groups.append(number)
             sizes.append(before - after)
+            left.append(after)
             shares.append((allowed[0] - after) / allowed[0])
             means.append(top)
     # Stable: equal units stay in the order of groups, and of removal within them.
     keys = (means,) if scope == "global" else (means, shares)
     order = np.lexsort(keys) if groups else np.zeros(0, dtype=np.int64)
-    return _Units(np.array(groups, dtype=np.int64)[order], np.array(sizes, dtype=np.int64)[order])
+    return _Units(*(np.array(row, dtype=np.int64)[order] for row in (groups, sizes, left)))
 
 
 # ---------------------------------------------------------------------- selection
+def _choose(units: _Units, cost: Costs, ceilings: Ceilings) -> NDArray[np.int64]:
+    kept = units.left(_shortest_prefix(units, cost, ceilings), cost.channels)
+    return _hand_back(units, kept, cost, ceilings)
+
+
 def _shortest_prefix(units: _Units, cost: Costs, ceilings: Ceilings) -> int:
     """How many units have to go; the cost never rises with one of them."""
     low, high = 0, len(units.group)
@@ -227,20 +294,22 @@ def _shortest_prefix(units: _Units, cost: Costs, ceilings: Ceilings) -> int:
     return low
 
 
-def _hand_back(units: _Units, removed: int, cost: Costs, ceilings: Ceilings) -> NDArray[np.int64]:
+def _hand_back(units: _Units, kept: NDArray[np.int64], cost: Costs, ceilings: Ceilings) -> NDArray[np.int64]:
     """Give back what fits, the last removed first.
 
     A unit that does not fit never will: the more channels there are, the more it costs. So its group is done with; and
     so is one inside a branch that has gone, whose channels would be there in name only.
     """
-    kept = units.left(removed, cost.channels)
+    kept = kept.copy()
     totals = cost.many(kept)
     done: set[int] = set()
-    for group, size in zip(units.group[:removed][::-1].tolist(), units.size[:removed][::-1].tolist(), strict=True):
+    gone = np.flatnonzero(kept[units.group] <= units.after)[::-1]
+    for group, size, after in zip(*(row[gone].tolist() for row in (units.group, units.size, units.after)), strict=True):
         if len(done) == len(kept) or ceilings.close(totals):
             break
         if group in done:
             continue
+        assert kept[group] == after
         kept[group] += size
         larger = cost.many(kept)
         if ceilings.met(larger) and not np.array_equal(larger, totals):

@@ -49,6 +49,11 @@ class ChannelConfig(RemovalConfig):
     )
     calibration: int = Field(256, ge=2, description="images that compensation is fitted on, in every round")
 
+    @property
+    def whole_branches(self) -> bool:
+        """Whether branches are weighed against each other as a whole."""
+        return self.scope == "global"
+
 
 class SlimmingConfig(ChannelConfig):
     """``slimming``: BatchNorm scales, pushed towards zero by an L1 penalty first (Liu et al., 2017)."""

@@ -121,6 +121,11 @@ class RemovalConfig(BaseModel):
         return Floor(self.round_to, self.least, self.branches, streams)
 
     @property
+    def whole_branches(self) -> bool:
+        """Whether branches are weighed against each other as a whole, with what hangs on them."""
+        return False
+
+    @property
     def either(self) -> bool:
         """Whether the budgets decide how much of streams may go."""
         return self.streams is None and self.streams_least is None

@@ -27,7 +27,7 @@ Choose = Callable[[Sequence[Budget]], Kept]
 """Channels that stay under further budgets."""
 
 ROOM = 1.5
-"""Streams stay as wide as leaves the budgets this many times what they and a channel of all else cost."""
+"""Streams stay as wide as leaves the budgets this many times what they and the least of all else cost."""
 
 STEPS = 16
 """In which that width is found."""
@@ -107,7 +107,9 @@ class GroupLimits(ABC):
             return lowest
 
         def roomy(steps: int) -> bool:
-            return self._roomy(replace(lowest, streams=steps / STEPS, branches=False))
+            # Where branches are not weighed as a whole, many would be left with a channel each.
+            branches = lowest.branches and self.config.whole_branches
+            return self._roomy(replace(lowest, streams=steps / STEPS, branches=branches))
 
         if roomy(STEPS):
             return replace(lowest, streams=1.0)

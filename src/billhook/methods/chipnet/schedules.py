@@ -80,6 +80,11 @@ class ChipNet(RemovalConfig):
         return self
 
     @property
+    def whole_branches(self) -> bool:
+        """Whether branches are weighed against each other as a whole: the threshold of coupled gates does."""
+        return self.coupling == "group"
+
+    @property
     def either(self) -> bool:
         """With gates of their own, layers of a stream decide by their union."""
         return super().either and self.coupling == "group"
