@@ -15,6 +15,7 @@ from training.rank_script import digest
 CASES = {
     "hbgs": {"method": "hbgs"},
     "hbgts": {"method": "hbgts", "stale": 2},
+    "blocks": {"method": "hbgs", "network": "resnet20", "budget": "channels<=40%"},
     "tuned": {"method": "hbgts", "finetune_every": 3, "epochs": 20.0},
     "pointwise": {"method": "hbgs", "compensation": "pointwise"},
     "accuracy": {"method": "fp-omp-search", "step": 2},
@@ -33,7 +34,9 @@ def searched(name: str) -> dict[str, object]:
 
         kind._real, kind.measure = real, measure
     fields = {"finetune_every": 0, "calibration": 8, "selection": 8, "step": 0.25} | CASES[name]
-    done = carry_out(ready("ragged", fields.pop("method"), "params<=60%", **fields))
+    done = carry_out(
+        ready(fields.pop("network", "ragged"), fields.pop("method"), fields.pop("budget", "params<=60%"), **fields)
+    )
     rounds = [line for line in done.outcome.history if line["event"] == "round"]
     return {
         "chosen": [[line["group"], line["kept"]] for line in rounds],

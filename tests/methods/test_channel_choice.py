@@ -13,7 +13,7 @@ from billhook.cost import count
 from billhook.cost.budget import Budget
 from billhook.errors import InfeasibleError, RunError, UsageError
 from billhook.methods.ceilings import Ceilings
-from billhook.methods.channel_choice import _last_ones, _overheads, check, choose_channels, feasibility, smallest
+from billhook.methods.channel_choice import _last_ones, check, choose_channels, feasibility, overheads, smallest
 from billhook.methods.floor import Floor
 from billhook.surgery.channel_cost import QUANTITIES, ChannelCost
 from billhook.surgery.groups import Branch, ChannelGroup, Grouping, Member
@@ -350,10 +350,10 @@ def test_what_hangs_on_a_branch():
     counts = [Floor().counts(group) for group in BLOCKS.groups.values()]
     for text, wanted in (("channels<=20", [0, 4, 4, 4]), ("macs<=50%", [0, 0, 0, 0])):
         ceilings = Ceilings.of(budgets_of(text), BLOCKS_COST, BLOCKS_COST.totals({}))
-        assert _overheads(counts, BLOCKS_COST, ceilings, kept).tolist() == pytest.approx(wanted)
+        assert overheads(counts, BLOCKS_COST, ceilings, kept).tolist() == pytest.approx(wanted)
     kept[0] = 1  # a narrower stream makes ends cheaper
     ceilings = Ceilings.of(budgets_of("channels<=20"), BLOCKS_COST, BLOCKS_COST.totals({}))
-    assert _overheads(counts, BLOCKS_COST, ceilings, kept).tolist() == pytest.approx([0, 1, 1, 1])
+    assert overheads(counts, BLOCKS_COST, ceilings, kept).tolist() == pytest.approx([0, 1, 1, 1])
 
 
 # ---------------------------------------------------------------------- what holds for every choice

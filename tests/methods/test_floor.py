@@ -145,7 +145,7 @@ def test_streams_keep_what_there_is_room_for(method, quantity):
     limits = plan.limits
 
     def least(streams):
-        fewest = smallest(limits.grouping, limits.cost, Floor(streams=streams, branches=method in ("l1", "chipnet")))
+        fewest = smallest(limits.grouping, limits.cost, Floor(streams=streams, branches=method != "fp-backward"))
         return limits.cost.totals(fewest)[quantity]
 
     lowest = plan.feasible[0]["smallest"]

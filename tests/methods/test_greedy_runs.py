@@ -70,6 +70,28 @@ def test_a_search_chooses_and_fine_tunes_in_rounds():
     assert 0 < done.prepared.plan.share < 1
 
 
+@pytest.mark.parametrize("method", ["hbgs", "hbgts"])
+def test_whole_branches_are_candidates_where_more_hangs_on_them(method):
+    fields: dict[str, Any] = {"step": 1, "selection": 8, "calibration": 8, "finetune_every": 0, "stale": 4}
+
+    def strokes(budget, **more):
+        """Groups that lost their last channels, more than one, in one round; and how many did one by one."""
+        done = carry_out(ready("resnet20", method, budget, **fields | more))
+        before = {name: group.channels for name, group in done.prepared.setting.groups().groups.items()}
+        at_once = 0
+        for line in (line for line in done.outcome.history if line["event"] == "round"):
+            at_once += line["kept"] == 0 and before[line["group"]] > 1
+            before[line["group"]] = line["kept"]
+        return at_once, done
+
+    at_once, done = strokes("channels<=40%")
+    assert at_once >= 2
+    assert done.cost.channels <= 0.4 * done.prepared.setting.dense["channels"]
+    assert done.prepared.plan.limits.floor.streams == 1
+    assert strokes("channels<=70%", weigh="error", streams=True)[0] == 0
+    assert strokes("macs<=60%")[0] == 0
+
+
 @pytest.mark.parametrize("epochs", [1, 0.5])
 @pytest.mark.parametrize("method", ["hbgs", "fp-backward"])
 def test_fine_tuning_within_the_search_takes_the_epochs_that_were_asked(method, epochs):

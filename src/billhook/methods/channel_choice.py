@@ -80,8 +80,8 @@ def choose_channels(
     kept = cost.channels if scope == "global" else _choose(single, cost, ceilings)
     for _ in range(LOOKS if scope == "global" else 0):
         # What goes with a branch depends on how wide the streams are that it ends on, and they on what goes.
-        overheads = _overheads(counts, cost, ceilings, kept)
-        before, kept = kept, _choose(_in_order(rows, counts, scope, overheads), cost, ceilings)
+        hanging = overheads(counts, cost, ceilings, kept)
+        before, kept = kept, _choose(_in_order(rows, counts, scope, hanging), cost, ceilings)
         kept = _hand_back(single, kept, cost, ceilings)  # where there is no room for what goes together
         if np.array_equal(before, kept):
             break
@@ -90,6 +90,39 @@ def choose_channels(
         per_section = channels // len(order)
         chosen[name] = np.sort(order[:, order.shape[1] - per_section :].ravel())
     return with_paths(grouping, chosen, scores)
+
+
+def overheads(
+    counts: Sequence[Sequence[int]], cost: Costs, ceilings: Ceilings, kept: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """What goes with a group's last channels beside them, in channels of that group.
+
+    A branch that goes takes along what its end writes: of the channels that may be many times what is inside.
+
+    Args:
+        counts: By group: all numbers of channels that it may keep, descending.
+        cost: What the network costs with fewer channels.
+        ceilings: The budgets; the costs that they limit are added up, each by its limit.
+        kept: ``[groups]``: how wide the others are.
+
+    Returns:
+        ``[groups]``; 0 for those without a branch, or where nothing hangs on it that is counted.
+    """
+    branches = [number for number, allowed in enumerate(counts) if allowed[-1] == 0 and len(allowed) > 2]
+    found = np.zeros(len(counts))
+    if not branches or not ceilings.columns:
+        return found
+    wide, narrow = (np.array([counts[number][place] for number in branches]) for place in (0, -2))
+    choices = np.repeat(np.tile(kept, (len(branches), 1))[None], 3, axis=0)
+    rows = np.arange(len(branches))
+    for choice, channels in zip(choices, (wide, narrow, 0), strict=True):
+        choice[rows, branches] = channels
+    totals = (cost.many(choices)[..., ceilings.columns] / np.maximum(ceilings.limits, 1e-9)).sum(-1)
+    each = (totals[0] - totals[1]) / (wide - narrow)
+    beside = totals[1] - totals[2] - narrow * each
+    beside[beside <= 1e-9 * totals[0]] = 0  # sums of rounded numbers
+    found[branches] = np.divide(beside, each, out=np.zeros(len(branches)), where=each > 0)
+    return found
 
 
 def smallest(grouping: Grouping, cost: Costs, floor: Floor = LOWEST) -> dict[str, int]:
@@ -208,30 +241,6 @@ def _rank(scores: Mapping[str, NDArray[np.float64]], grouping: Grouping) -> dict
     return ranked
 
 
-def _overheads(
-    counts: Sequence[Sequence[int]], cost: Costs, ceilings: Ceilings, kept: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """``[groups]``: what goes with a group's last channels beside them, in channels of that group; 0 for most.
-
-    A branch that goes takes along what its end writes: of the channels that may be many times what is inside.
-    """
-    branches = [number for number, allowed in enumerate(counts) if allowed[-1] == 0 and len(allowed) > 2]
-    found = np.zeros(len(counts))
-    if not branches or not ceilings.columns:
-        return found
-    wide, narrow = (np.array([counts[number][place] for number in branches]) for place in (0, -2))
-    choices = np.repeat(np.tile(kept, (len(branches), 1))[None], 3, axis=0)
-    rows = np.arange(len(branches))
-    for choice, channels in zip(choices, (wide, narrow, 0), strict=True):
-        choice[rows, branches] = channels
-    totals = (cost.many(choices)[..., ceilings.columns] / np.maximum(ceilings.limits, 1e-9)).sum(-1)
-    each = (totals[0] - totals[1]) / (wide - narrow)
-    beside = totals[1] - totals[2] - narrow * each
-    beside[beside <= 1e-9 * totals[0]] = 0  # sums of rounded numbers
-    found[branches] = np.divide(beside, each, out=np.zeros(len(branches)), where=each > 0)
-    return found
-
-
 def _last_ones(score: NDArray[np.float64], allowed: Sequence[int], overhead: float) -> int:
     """How many channels of a group with a branch are worth most per channel, what hangs on them included: they stay
     together, or go together.
@@ -245,16 +254,16 @@ def _in_order(
     ranked: Sequence[_Ranked],
     counts: Sequence[Sequence[int]],
     scope: Scope,
-    overheads: NDArray[np.float64] | None = None,
+    hanging: NDArray[np.float64] | None = None,
 ) -> _Units:
-    """The units of all groups. With overheads a branch goes together with what hangs on it (:func:`_last_ones`)."""
+    """The units of all groups; of a branch those that are worth most with what hangs on it are one."""
     groups: list[int] = []
     sizes: list[int] = []
     left: list[int] = []
     shares: list[float] = []
     means: list[float] = []
-    hanging = np.zeros(len(counts)) if overheads is None else overheads
-    for number, ((_, score), allowed, overhead) in enumerate(zip(ranked, counts, hanging.tolist(), strict=True)):
+    beside = np.zeros(len(counts)) if hanging is None else hanging
+    for number, ((_, score), allowed, overhead) in enumerate(zip(ranked, counts, beside.tolist(), strict=True)):
         sections, top = len(score), -np.inf
         if overhead and score.min() >= 0:
             last = _last_ones(score, allowed, overhead)

@@ -90,6 +90,11 @@ class SearchConfig(GreedyConfig):
     finetune_every: int = Field(8, ge=0, description="rounds between fine-tunings within the search; 0: none")
     selection: int = Field(128, ge=1, description="training images that candidates are compared on, at most")
 
+    @property
+    def whole_branches(self) -> bool:
+        """Whether branches are weighed against each other as a whole: where what is saved counts."""
+        return self.weigh == "budget" and self.compensation != "pointwise"
+
     @field_validator("step", "step_end")
     @classmethod
     def _whole(cls, value: float | None) -> float | None:

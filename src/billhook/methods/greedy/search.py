@@ -17,6 +17,7 @@ from torch import nn
 from billhook.cost.budget import Budget
 from billhook.errors import Interrupted, RunError
 from billhook.methods.base import Outcome, Setting
+from billhook.methods.channel_choice import overheads
 from billhook.methods.channel_latency import MARGIN, stand_in
 from billhook.methods.channel_run import FORWARD, ChannelRun, counted, short_note
 from billhook.methods.greedy.config import HBGTS, FPOMPSearch, SearchConfig
@@ -66,8 +67,9 @@ class SearchPlan(GreedyPlan):
         self.step_end = end if end is not None else max(1, step // 2) if step >= 1 else step / 2
         self.goals = self.goals_with(self.counted_as())
         self.rounds = max(1, self.goals.rounds(self.counts, step, self.step_end))
-        # A round looks at all groups after a while, and at about three of them otherwise.
+        # A round looks at all groups after a while, and at about three of them otherwise; at some as a whole, too.
         looked = min(len(groups), len(groups) / config.stale + 3)
+        looked *= 1 + len(self.hanging(self.cost.channels)) / max(1, len(groups))
         looks = self.removable.looks
         images = config.calibration * looks + config.selection * self.passes(looked)
         ratio = min(1.0, config.allowance * problem.images / (self.rounds * images * FORWARD))
@@ -90,6 +92,17 @@ class SearchPlan(GreedyPlan):
     def passes(self, candidates: float) -> float:
         """Passes of the whole network that comparing so many candidates comes to."""
         return 1 + candidates / 2 if self.at_end else self.removable.passes(candidates)
+
+    def hanging(self, numbers: NDArray[np.int64]) -> set[str]:
+        """Groups inside branches on which more than a channel's cost hangs: they may go at a stroke.
+
+        Args:
+            numbers: ``[groups]``: channels that they have.
+        """
+        if not self.config.whole_branches:
+            return set()
+        beside = overheads(list(self.counts.values()), self.cost, self.goals.ceilings, numbers)
+        return {name for name, number in zip(self.counts, beside.tolist(), strict=True) if number >= 1}
 
     def goals_with(self, more: Sequence[Budget]) -> Goals:
         """The budgets that can be counted, and more of them."""
@@ -241,7 +254,21 @@ class _Search:
                 wanted[name] = count
         if not wanted:
             return
-        proposed = network.propose(wanted)
+        self._compare(wanted)
+        numbers = network.numbers
+        hanging = plan.hanging(numbers)
+        whole = {name: 0 for name, count in wanted.items() if count and name in hanging}
+        if whole:
+            narrower = {name: self.cache[name] for name in whole}
+            self._compare(whole)
+            for name, found in narrower.items():
+                if self._worth_of(name, found, numbers) <= self._worth_of(name, self.cache[name], numbers):
+                    self.cache[name] = found
+
+    def _compare(self, wanted: Mapping[str, int]) -> None:
+        """Cache what groups would be with so many channels, and what that does."""
+        plan = self.plan
+        proposed = self.network.propose(wanted)
         found = self._measure(proposed)
         self.cache |= {name: (proposed[name], found[name]) for name in wanted}
         self.state.images += FORWARD * plan.selection * plan.passes(len(wanted))
@@ -263,7 +290,10 @@ class _Search:
 
     def _worth(self, name: str, numbers: NDArray[np.int64]) -> float:
         """What a candidate costs; the smallest is taken."""
-        candidate, (now, after) = self.cache[name]
+        return self._worth_of(name, self.cache[name], numbers)
+
+    def _worth_of(self, name: str, found: tuple[Candidate, Loss], numbers: NDArray[np.int64]) -> float:
+        candidate, (now, after) = found
         if self.config.weigh == "error":
             return after
         kept = numbers.copy()
