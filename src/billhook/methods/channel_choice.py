@@ -46,6 +46,10 @@ def choose_channels(
     groups. Then the removed units are walked back, the last one first, and each that still fits is given back, until a
     quantity is within its tolerance of the bound (1 % of it, 0.1 point of sparsity) or nothing fits.
 
+    With a branch that goes, what its end writes goes too (:func:`overheads`). ``global`` therefore takes the channels
+    of a branch that are worth most for what they cost with all that hangs on them as one unit (scores that are not
+    negative only), and what hangs on a branch to be worth as much as the channels inside, by their share.
+
     A group that nobody writes any more but a padded shortcut keeps a channel that comes through it
     (:func:`with_paths`).
 
@@ -273,7 +277,8 @@ def _in_order(
         for before, after in pairwise(allowed):
             start, stop = ((allowed[0] - count) // sections for count in (before, after))
             worth = float(score[:, start:stop].sum()) / (before - after + (0 if after else overhead))
-            top = max(top, worth)
+            # What hangs on a branch is worth something as well: as much as the channels inside, by their share.
+            top = max(top, worth * (1 + overhead / allowed[0]))
             groups.append(number)
             sizes.append(before - after)
             left.append(after)
