@@ -337,7 +337,7 @@ def test_a_branch_competes_as_a_whole(budget, kept):
     [(0.9, {"stem": 1, "in0": 6, "in1": 6, "in2": 6}), (1.1, {"stem": 4, "in0": 0, "in1": 6, "in2": 6})],
 )
 def test_branches_and_streams_of_one_worth_are_balanced(stem, kept):
-    """What a branch writes is worth as much as what is inside: narrower streams do not come first, nor fewer branches."""
+    """What a branch writes is worth as much as what is inside: neither streams nor branches go before all others."""
     scores = {"stem": np.full(4, stem)} | {f"in{n}": np.ones(6) for n in range(3)}
     assert counts_of(chosen("channels<=27", scores=scores, grouping=BLOCKS, cost=BLOCKS_COST)) == kept
 
