@@ -110,7 +110,8 @@ def overheads(
         kept: ``[groups]``: how wide the others are.
 
     Returns:
-        ``[groups]``; 0 for those without a branch, or where nothing hangs on it that is counted.
+        ``[groups]``; 0 for those without a branch, or where less than a channel's cost hangs on it: the normalisation
+        behind it, say, under a budget on parameters.
     """
     branches = [number for number, allowed in enumerate(counts) if allowed[-1] == 0 and len(allowed) > 2]
     found = np.zeros(len(counts))
@@ -124,8 +125,8 @@ def overheads(
     totals = (cost.many(choices)[..., ceilings.columns] / np.maximum(ceilings.limits, 1e-9)).sum(-1)
     each = (totals[0] - totals[1]) / (wide - narrow)
     beside = totals[1] - totals[2] - narrow * each
-    beside[beside <= 1e-9 * totals[0]] = 0  # sums of rounded numbers
     found[branches] = np.divide(beside, each, out=np.zeros(len(branches)), where=each > 0)
+    found[found < 1 - 1e-9] = 0
     return found
 
 

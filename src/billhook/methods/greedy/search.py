@@ -102,7 +102,7 @@ class SearchPlan(GreedyPlan):
         if not self.config.whole_branches:
             return set()
         beside = overheads(list(self.counts.values()), self.cost, self.goals.ceilings, numbers)
-        return {name for name, number in zip(self.counts, beside.tolist(), strict=True) if number >= 1}
+        return {name for name, number in zip(self.counts, beside.tolist(), strict=True) if number}
 
     def goals_with(self, more: Sequence[Budget]) -> Goals:
         """The budgets that can be counted, and more of them."""
