@@ -168,6 +168,18 @@ def test_saturated_gates_still_meet_the_budget(coupling):
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)
+def test_gates_far_beyond_saturation_are_still_told_apart(coupling):
+    """Not even float64 has room for the logistic function of them; the highest stay, whatever their index."""
+    case = tiny("plain")
+    layout = case.layout(coupling)
+    psi = {vector.name: 50 - 0.01 * np.arange(vector.channels) for vector in layout.vectors}
+    choice = chosen(case, layout, psi, "params<=50%")
+    assert not choice.mask.all()
+    for part in layout.slices:
+        assert (np.diff(choice.mask[part].astype(int)) <= 0).all()  # the last, which are lower, go first
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
 def test_a_budget_that_is_met_removes_nothing(coupling):
     case = tiny("pre")
     layout = case.layout(coupling)

@@ -74,8 +74,9 @@ def harden(
         mask = _Search(row, layout, SoftCost(cost, layout), budgets, dense).run()
     else:
         scores = {name: np.zeros(group.channels) for name, group in layout.grouping.groups.items()}
-        # In the order of psi, and never negative: a branch may then be weighed by the sum of its gates.
-        open_ = np.exp(-np.logaddexp(0, -row))
+        # Never negative, so that a branch may be weighed by the sum of its gates: the logistic function, and as much of
+        # one that does not saturate as keeps the order of psi.
+        open_ = np.exp(-np.logaddexp(0, -row)) + 1e-9 * np.logaddexp(0, row)
         scores |= {vector.group: open_[part] for vector, part in zip(layout.vectors, layout.slices, strict=True)}
         kept = choose_channels(scores, layout.grouping, cost, budgets, dense, floor=floor)
         mask = np.zeros(layout.total, dtype=bool)
