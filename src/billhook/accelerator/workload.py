@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.overrides import TorchFunctionMode
 
 from billhook import artifact
 from billhook.accelerator.gemm import Gemm, Pattern
@@ -23,8 +22,6 @@ from billhook.errors import InputError, UsageError
 from billhook.formats import HybridLayer, hybrid_columns, packed_tensors, read_safetensors
 from billhook.methods.targets import find_targets
 from billhook.models import Network, find_head, open_network
-from billhook.models.foreign import is_library
-from billhook.models.registry import is_foreign
 from billhook.recipe import DataRecipe, open_data
 from billhook.training.precision import Room
 
@@ -95,7 +92,7 @@ def read_workload(
         network, described, preprocess = artifact.load_network(model, rebuild)
         size = input_size or preprocess.input_size
     else:
-        network = _shapes_only(model) if weights is None else open_network(model, None, weights)
+        network = open_network(model, None, weights, draw="none")
         size = input_size or network.input_size
     calls = _calls(network.module, size)
     stored = _patterns(Path(model)) if run else {}
@@ -112,29 +109,6 @@ def read_workload(
         for gemm, call in zip(gemms, calls, strict=True)
     ]
     return Workload(model, run, tuple(gemms), _left_dense(network, calls), (size, size), sentence)
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """While it is entered nothing is filled with random numbers: only the shapes of a network are wanted."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func in _FILLS:
-            return args[0] if args else named["tensor"]
-        return func(*args, **named)
-
-
-_FILLS: set[Any] = {getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")}
-_FILLS |= {Tensor.normal_, Tensor.uniform_}
-
-
-def _shapes_only(spec: str) -> Network:
-    """The network of a spec with memory for its weights, which nobody has touched."""
-    own = is_foreign(spec) and not is_library(spec)
-    with contextlib.nullcontext() if own else _NoInitialisation():
-        return open_network(spec)
 
 
 @dataclass(frozen=True)

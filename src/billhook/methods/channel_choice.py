@@ -80,14 +80,15 @@ def choose_channels(
     ranked = _rank(scores, grouping)
     ceilings = Ceilings.of(budgets, cost, dense, fraction)
     rows, counts = list(ranked.values()), [floor.counts(group) for group in grouping.groups.values()]
-    single = _in_order(rows, counts, scope)
-    kept = cost.channels if scope == "global" else _choose(single, cost, ceilings)
-    for _ in range(LOOKS if scope == "global" else 0):
-        # What goes with a branch depends on how wide the streams are that it ends on, and they on what goes.
-        hanging = overheads(counts, cost, ceilings, kept)
-        before, kept = kept, _choose(_in_order(rows, counts, scope, hanging), cost, ceilings)
+    single = _in_order(rows, counts, scope, np.zeros(len(rows)))
+    hanging = overheads(counts, cost, ceilings, cost.channels) if scope == "global" else np.zeros(len(rows))
+    kept = _choose(single, cost, ceilings) if not hanging.any() else cost.channels
+    for _ in range(LOOKS if hanging.any() else 0):
+        kept = _choose(_in_order(rows, counts, scope, hanging), cost, ceilings)
         kept = _hand_back(single, kept, cost, ceilings)  # where there is no room for what goes together
-        if np.array_equal(before, kept):
+        # What goes with a branch depends on how wide the streams are that it ends on, and they on what goes.
+        before, hanging = hanging, overheads(counts, cost, ceilings, kept)
+        if np.array_equal(before, hanging):
             break
     chosen = {}
     for (name, (order, _)), channels in zip(ranked.items(), kept.tolist(), strict=True):
@@ -259,7 +260,7 @@ def _in_order(
     ranked: Sequence[_Ranked],
     counts: Sequence[Sequence[int]],
     scope: Scope,
-    hanging: NDArray[np.float64] | None = None,
+    hanging: NDArray[np.float64],
 ) -> _Units:
     """The units of all groups; of a branch those that are worth most with what hangs on it are one."""
     groups: list[int] = []
@@ -267,8 +268,7 @@ def _in_order(
     left: list[int] = []
     shares: list[float] = []
     means: list[float] = []
-    beside = np.zeros(len(counts)) if hanging is None else hanging
-    for number, ((_, score), allowed, overhead) in enumerate(zip(ranked, counts, beside.tolist(), strict=True)):
+    for number, ((_, score), allowed, overhead) in enumerate(zip(ranked, counts, hanging.tolist(), strict=True)):
         sections, top = len(score), -np.inf
         if overhead and score.min() >= 0:
             last = _last_ones(score, allowed, overhead)

@@ -63,7 +63,7 @@ class NoWeights(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
-        if func in _READ:
+        if func in _DRAWING:
             return args[0] if args else named["tensor"]
         return func(*args, **named)
 
@@ -97,3 +97,6 @@ _READ: dict[Any, Any] = {
     nn.init.kaiming_uniform_: _kaiming,
 }
 _NORMAL = (Tensor.normal_, nn.init.normal_)
+_FIXED = ("constant_", "ones_", "zeros_", "eye_", "dirac_")
+_DRAWING: set[Any] = {*_READ, *(part for name, part in vars(nn.init).items() if name.endswith("_") and name[0] != "_")}
+_DRAWING -= {getattr(nn.init, name) for name in _FIXED}

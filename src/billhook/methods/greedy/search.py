@@ -212,7 +212,7 @@ class _Search:
         numbers = network.numbers
         name, score = "", math.inf
         for other in self.cache:
-            worth = self._worth(other, numbers)
+            worth = self._worth(other, self.cache[other], numbers)
             if (worth < score or not name) and network.leads(other, self.cache[other][0]):
                 name, score = other, worth
         if not name:
@@ -254,25 +254,23 @@ class _Search:
                 wanted[name] = count
         if not wanted:
             return
-        self._compare(wanted)
+        found = self._compare(wanted)
         numbers = network.numbers
         hanging = plan.hanging(numbers)
         whole = {name: 0 for name, count in wanted.items() if count and name in hanging}
-        if whole:
-            narrower = {name: self.cache[name] for name in whole}
-            self._compare(whole)
-            for name, found in narrower.items():
-                if self._worth_of(name, found, numbers) <= self._worth_of(name, self.cache[name], numbers):
-                    self.cache[name] = found
+        for name, entire in (self._compare(whole) if whole else {}).items():
+            if self._worth(name, entire, numbers) < self._worth(name, found[name], numbers):
+                found[name] = entire
+        self.cache |= found
 
-    def _compare(self, wanted: Mapping[str, int]) -> None:
-        """Cache what groups would be with so many channels, and what that does."""
+    def _compare(self, wanted: Mapping[str, int]) -> dict[str, tuple[Candidate, Loss]]:
+        """What groups would be with so many channels, and what that does."""
         plan = self.plan
         proposed = self.network.propose(wanted)
         found = self._measure(proposed)
-        self.cache |= {name: (proposed[name], found[name]) for name in wanted}
         self.state.images += FORWARD * plan.selection * plan.passes(len(wanted))
         self.state.images += FORWARD * plan.calibration * self.looks
+        return {name: (proposed[name], found[name]) for name in wanted}
 
     def _measure(self, proposed: Mapping[str, Candidate]) -> dict[str, Loss]:
         """Errors of all candidates, each process its share of them."""
@@ -288,11 +286,8 @@ class _Search:
             raise RunError("the error of a candidate is not finite", "look at the weights, and lower --lr")
         return {name: (float(now), float(after)) for name, (now, after) in zip(names, table.tolist(), strict=True)}
 
-    def _worth(self, name: str, numbers: NDArray[np.int64]) -> float:
+    def _worth(self, name: str, found: tuple[Candidate, Loss], numbers: NDArray[np.int64]) -> float:
         """What a candidate costs; the smallest is taken."""
-        return self._worth_of(name, self.cache[name], numbers)
-
-    def _worth_of(self, name: str, found: tuple[Candidate, Loss], numbers: NDArray[np.int64]) -> float:
         candidate, (now, after) = found
         if self.config.weigh == "error":
             return after
